@@ -1,0 +1,1 @@
+"""Rebuild bare-metal servers from signed golden images."""

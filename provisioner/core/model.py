@@ -1,0 +1,240 @@
+"""The nouns: hosts, operations, tickets and what they are made of.
+
+Plain frozen values. No I/O, no clock, no chance; `lifecycle.py` alone changes a state.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NewType
+
+HostId = NewType("HostId", str)
+OperationId = NewType("OperationId", str)
+Json = dict[str, Any]
+
+
+class Secret:
+    """A string that does not show itself: not in logs, not in a traceback, not in repr."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+class PowerState(StrEnum):
+    ON = "on"
+    OFF = "off"
+
+
+class BootDevice(StrEnum):
+    NETWORK = "network"
+    DISK = "disk"
+
+
+class LocalBoot(StrEnum):
+    """How a host is told to boot its own disk; firmwares differ in what they survive."""
+
+    EXIT = "exit"
+    SANBOOT = "sanboot"
+    NOT_FOUND = "404"
+
+
+class Firmware(StrEnum):
+    BIOS = "bios"
+    UEFI = "uefi"
+
+
+class HostState(StrEnum):
+    """What we know of the host's disk."""
+
+    ENROLLED = "enrolled"  # nothing yet
+    DIRTY = "dirty"  # something we do not vouch for
+    AVAILABLE = "available"  # erased by us
+    ACTIVE = "active"  # a release, proven
+    RETIRED = "retired"  # no longer ours
+
+
+class Kind(StrEnum):
+    DEPLOYMENT = "deployment"
+    INSPECTION = "inspection"
+
+
+class Phase(StrEnum):
+    QUEUED = "queued"
+    NETBOOTING = "netbooting"
+    PREPARING = "preparing"
+    WRITING = "writing"
+    VERIFYING = "verifying"
+    BOOTING = "booting"
+    PROVING = "proving"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+FINAL = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED})
+
+
+@dataclass(frozen=True)
+class BmcAddress:
+    """Where a BMC answers and how to log in. `address` is an IP address, `port` a UDP port."""
+
+    address: str
+    port: int
+    user: str
+    password: Secret
+
+
+@dataclass(frozen=True)
+class Host:
+    """A physical server that we manage.
+
+    `generation` rises with every operation: whoever acts for an older one is refused.
+    `release` is the digest that was proven to run, `last_good` the one proven before it;
+    both are None until a deployment succeeded. `root_disk` identifies the disk that was
+    written last ({"serial", "wwn", "size_bytes", "name"}).
+    """
+
+    id: HostId
+    name: str
+    state: HostState
+    macs: tuple[str, ...]
+    firmware: Firmware | None
+    local_boot: LocalBoot
+    uuid: str | None
+    serial: str | None
+    profile: str | None
+    bmc: BmcAddress | None
+    generation: int
+    release: str | None
+    last_good: str | None
+    is_confirmed: bool
+    is_protected: bool
+    in_maintenance: bool
+    quarantine_reason: str | None
+    labels: Mapping[str, str]
+    inventory: Json | None
+    root_disk: Json | None
+    created_at: datetime
+
+    @property
+    def why_not_rebuilt(self) -> str | None:
+        """Why no operation may begin on this host now; None when one may."""
+        if self.state is HostState.RETIRED:
+            return "it is retired"
+        if not self.is_confirmed:
+            return "it was discovered and nobody has confirmed it"
+        if self.is_protected:
+            return "it is protected"
+        if self.in_maintenance:
+            return "it is in maintenance"
+        if self.quarantine_reason is not None:
+            return f"it is quarantined: {self.quarantine_reason}"
+        return None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One attempt at one thing on one host.
+
+    `rung` counts the boot-override ladder from 0. `deadline_at` is when the present phase
+    has lasted too long. `phase_seconds` holds the seconds that each finished phase took,
+    `progress` the last report of the agent, `error` an error as JSON (see errors.py),
+    `evidence` what proved the outcome, `pins` the digests of everything that was fixed
+    when the operation was requested: ramdisk, profile.
+    """
+
+    id: OperationId
+    host_id: HostId
+    kind: Kind
+    phase: Phase
+    generation: int
+    rung: int
+    release: str | None
+    pins: Json
+    options: Json
+    requested_by: str
+    requested_at: datetime
+    phase_at: datetime
+    deadline_at: datetime | None
+    ended_at: datetime | None
+    phase_seconds: Mapping[str, float] = field(default_factory=dict)
+    progress: Json = field(default_factory=dict)
+    error: Json | None = None
+    evidence: Json = field(default_factory=dict)
+
+    @property
+    def is_final(self) -> bool:
+        return self.phase in FINAL
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """The one-time permission to netboot for one operation. Kept only as a hash."""
+
+    digest: str
+    operation_id: OperationId
+    host_id: HostId
+    generation: int
+    expires_at: datetime
+    consumed_at: datetime | None = None
+
+    def is_live(self, now: datetime) -> bool:
+        return self.consumed_at is None and now < self.expires_at
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One revision of a profile: `document` is its validated content, `digest` names it."""
+
+    name: str
+    digest: str
+    document: Json
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class ReleaseRow:
+    """What the database knows of a published release; the bytes are in the archive."""
+
+    digest: str
+    image: str
+    version: str
+    size_bytes: int
+    used_bytes: int
+    stored_bytes: int
+    firmware: tuple[str, ...]
+    release_id: str
+    published_at: datetime
+
+    @property
+    def name(self) -> str:
+        return f"{self.image}@{self.version}"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of a host's timeline. `source` is dhcp, tftp, http, bmc, agent, cloud-init
+    or service."""
+
+    at: datetime
+    source: str
+    text: str
+    host_id: HostId | None = None
+    operation_id: OperationId | None = None
+    mac: str | None = None
+    detail: Json = field(default_factory=dict)

@@ -35,16 +35,9 @@ class ReturnToDisk:
     again from the disk where it was held in the ramdisk or switched off by us."""
 
 
-@dataclass(frozen=True)
-class CheckHealth:
-    """The declared health checks were made once, at least `after_s` seconds from now."""
-
-    after_s: float
-
-
-Effect = PowerOff | SetNextBoot | PowerOn | ReturnToDisk | CheckHealth
+Effect = PowerOff | SetNextBoot | PowerOn | ReturnToDisk
 _KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (PowerOff, SetNextBoot, PowerOn, ReturnToDisk, CheckHealth)
+    kind.__name__: kind for kind in (PowerOff, SetNextBoot, PowerOn, ReturnToDisk)
 }
 
 

@@ -1,0 +1,174 @@
+"""The ports: what the use cases need from the outside, as Protocols.
+
+`store`, `bmc` and `imaging` are reached only through these; `wiring.py` alone knows the
+concrete classes.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from .audit import AuditRow
+from .effects import Effect
+from .manifest import Manifest
+from .model import (
+    BmcAddress,
+    BootDevice,
+    Event,
+    Host,
+    HostId,
+    Json,
+    Operation,
+    OperationId,
+    Phase,
+    PowerState,
+    Profile,
+    ReleaseRow,
+    Ticket,
+)
+
+Clock = Callable[[], datetime]
+
+
+@dataclass(frozen=True)
+class AgentToken:
+    """The ramdisk's short-lived secret, kept only as a hash."""
+
+    digest: str
+    operation_id: OperationId
+    host_id: HostId
+    generation: int
+    expires_at: datetime
+
+
+@dataclass(frozen=True)
+class ApiToken:
+    """A bearer token of a person or a program, kept only as a hash. `role` is viewer,
+    operator, publisher or admin."""
+
+    digest: str
+    name: str
+    role: str
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """An effect to perform after commit. `partition` is what at most one effect at a time
+    may touch (a BMC address); `key` makes enqueuing it twice do nothing."""
+
+    key: str
+    partition: str
+    operation_id: OperationId
+    generation: int
+    effect: Effect
+
+
+class Tx(Protocol):
+    """One transaction. Reads of one host or operation by id lock it until the end."""
+
+    # hosts
+    def host(self, host_id: HostId) -> Host: ...  # NotFound when there is none
+    def host_named(self, name: str) -> Host | None: ...  # also by id
+    def hosts_with_mac(self, mac: str) -> Sequence[Host]: ...
+    def hosts_with_uuid(self, uuid: str) -> Sequence[Host]: ...
+    def hosts(self, *, after: str = "", limit: int = 1000) -> Sequence[Host]: ...  # by name
+    def add_host(self, host: Host) -> None: ...  # Conflict on a used name or MAC
+    def save_host(self, host: Host) -> None: ...
+    def delete_host(self, host_id: HostId) -> None: ...  # with its nics, events and tickets
+
+    # operations
+    def operation(self, operation_id: OperationId) -> Operation: ...  # NotFound
+    def open_operation(self, host_id: HostId) -> Operation | None: ...
+    def operations(
+        self,
+        *,
+        host_id: HostId | None = None,
+        phases: Iterable[Phase] | None = None,
+        overdue_at: datetime | None = None,  # deadline_at <= this
+        newest_first: bool = True,
+        limit: int = 100,
+    ) -> Sequence[Operation]: ...
+    def count_operations(self, phases: Iterable[Phase]) -> int: ...
+    def add_operation(self, operation: Operation) -> None: ...  # Conflict when one is open
+    def save_operation(self, operation: Operation) -> None: ...
+
+    # permissions: only hashes are kept
+    def add_ticket(self, ticket: Ticket) -> None: ...
+    def ticket(self, digest: str) -> Ticket | None: ...
+    def open_ticket(self, host_id: HostId) -> Ticket | None: ...  # newest unconsumed one
+    def consume_ticket(self, digest: str, at: datetime) -> bool: ...  # False: already was
+    def add_agent_token(self, token: AgentToken) -> None: ...
+    def agent_token(self, digest: str) -> AgentToken | None: ...
+    def revoke_operation(self, operation_id: OperationId, at: datetime) -> None: ...  # its
+    # tickets are consumed and its agent tokens deleted
+    def take_seed(self, operation_id: OperationId, at: datetime) -> bool: ...  # False: taken
+    def add_api_token(self, token: ApiToken) -> None: ...
+    def api_token(self, digest: str) -> ApiToken | None: ...
+    def api_tokens(self) -> Sequence[ApiToken]: ...
+    def revoke_api_token(self, name: str, at: datetime) -> bool: ...
+    def recall(self, key: str) -> Json | None: ...  # the saved reply to an Idempotency-Key
+    def remember(self, key: str, reply: Json, at: datetime) -> None: ...
+
+    # releases and profiles
+    def add_release(self, release: ReleaseRow) -> None: ...  # Conflict: other content
+    def release(self, digest: str) -> ReleaseRow | None: ...
+    def release_named(self, image: str, version: str) -> ReleaseRow | None: ...
+    def releases(self) -> Sequence[ReleaseRow]: ...
+    def save_profile(self, profile: Profile) -> None: ...  # a new revision, or the same again
+    def profile(self, name: str) -> Profile | None: ...  # its newest revision
+    def profile_revision(self, digest: str) -> Profile | None: ...
+    def profiles(self) -> Sequence[Profile]: ...  # newest revision of each
+    def delete_profile(self, name: str) -> bool: ...  # hides it; revisions stay
+
+    # records and wishes
+    def audit(self, at: datetime, actor: str, action: str, subject: str, detail: Json) -> None: ...
+    def audit_rows(self, *, after: int = 0, limit: int = 1000) -> Sequence[AuditRow]: ...
+    def add_event(self, event: Event) -> None: ...
+    def events(
+        self, *, host_id: HostId | None = None, after: int = 0, limit: int = 200
+    ) -> Sequence[tuple[int, Event]]: ...  # (number, event), oldest first
+    def enqueue(self, outgoing: Outgoing) -> None: ...
+
+
+class Store(Protocol):
+    """The one truth about state. Unavailable is raised when the database cannot serve."""
+
+    def begin(self) -> AbstractContextManager[Tx]: ...  # commits at the end, or rolls back
+    def read(self) -> AbstractContextManager[Tx]: ...  # read only: takes no write lock
+    def close(self) -> None: ...
+
+
+class EffectWorker(Protocol):
+    """Performs what was enqueued, at least once each, one at a time per partition."""
+
+    def start(self, perform: Callable[[Outgoing], None]) -> None: ...
+    def stop(self) -> None: ...
+
+
+class Bmc(Protocol):
+    """One management controller. Each call is one exchange and may raise BmcAuthFailed,
+    BmcUnreachable or BmcRejected. An acknowledgement is not evidence."""
+
+    def power(self) -> PowerState: ...
+    def power_on(self) -> None: ...
+    def power_off(self, *, soft: bool) -> None: ...
+    def reset(self) -> None: ...
+    def set_next_boot(
+        self, device: BootDevice, *, persistent: bool, uefi: bool, hold_timer: bool
+    ) -> None: ...
+
+
+class BmcPool(Protocol):
+    def bmc(self, where: BmcAddress) -> Bmc: ...
+    def close(self) -> None: ...
+
+
+class Archive(Protocol):
+    """The release archive: signed manifests over immutable chunks."""
+
+    def load(self, digest: str) -> Manifest: ...  # NotFound; TrustError on a bad signature

@@ -1,0 +1,68 @@
+"""Renders a boot plan to the iPXE script that carries it out. Decides nothing."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+from provisioner.core.bootplan import LocalDisk, Ramdisk
+from provisioner.core.model import LocalBoot
+from provisioner.netboot.quoting import Render, base_url, constant, digest, renderer, word
+
+CONTENT_TYPE: Final = "text/plain; charset=utf-8"
+
+# The first answer may be lost with a switch port that is still learning; after this many
+# tries the host boots its own disk and the operation's deadline takes over.
+FETCH_ATTEMPTS_MAX: Final = 5
+FETCH_PAUSE_S: Final = 2
+
+
+@dataclass(frozen=True)
+class BootUrls:
+    """Where a host finds us: `boot` by HTTP in clear, `agent` by HTTPS."""
+
+    boot: str
+    agent: str
+
+
+@dataclass(frozen=True)
+class BootAnswer:
+    """The HTTP answer to a host that asks how to boot."""
+
+    status: int
+    text: str
+
+
+def answer_boot(plan: LocalDisk | Ramdisk, urls: BootUrls) -> BootAnswer:
+    """Return status and body: 404 is itself one of the ways to boot the local disk."""
+    if isinstance(plan, LocalDisk) and plan.method is LocalBoot.NOT_FOUND:
+        return BootAnswer(404, render_boot_script(plan, urls))
+    return BootAnswer(200, render_boot_script(plan, urls))
+
+
+def render_boot_script(plan: LocalDisk | Ramdisk, urls: BootUrls) -> str:
+    """Return the iPXE script for a plan.
+
+    Raises ConfigError when a URL, digest, ticket or kernel argument holds anything that
+    iPXE could read as more than a word. The host then gets no script, and boots its disk.
+    """
+    if isinstance(plan, LocalDisk):
+        if plan.method is LocalBoot.NOT_FOUND:
+            return "This host boots its own disk.\n"
+        return _render()("local.ipxe.j2", {"local_boot": constant(plan.method.value)})
+    values = {
+        "boot": base_url(urls.boot, scheme="http"),
+        "agent": base_url(urls.agent, scheme="https"),
+        "digest": digest(plan.digest),
+        "ticket": word(plan.ticket.reveal()),
+        "console": [word(name) for name in plan.console],
+        "arguments": [word(argument) for argument in plan.arguments],
+        "local_boot": constant(plan.local_boot.value),
+        "attempts_max": constant(str(FETCH_ATTEMPTS_MAX)),
+        "pause_s": constant(str(FETCH_PAUSE_S)),
+    }
+    return _render()("ramdisk.ipxe.j2", values)
+
+
+@cache
+def _render() -> Render:
+    return renderer("ipxe")

@@ -1,0 +1,291 @@
+"""Durable effects on DBOS: what a use case saved to be done is done, whatever dies.
+
+`DbosEffectQueue` writes effects in the caller's transaction and never launches anything;
+`DbosEffectWorker` performs them. Carries effects; keeps no idea of where an operation is.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, EnqueueOptions
+from sqlalchemy import Connection, Engine, column, func, select, table
+
+from ..core.contracts import Outgoing
+from ..core.effects import from_json, to_json
+from ..core.model import Json, OperationId
+from ..errors import ConfigError
+from .name_lock import NameLock
+
+APPLICATION: Final = "provisioner"
+QUEUE: Final = "effects"
+WORKFLOW: Final = "perform_effect"
+# DBOS hands work only to a worker of the same version, and by default makes the version
+# from a hash of the code: an edit would strand what is in flight. Change this only when
+# effects that were saved can no longer be understood.
+EFFECT_FORMAT: Final = "effects-1"
+
+# How often the queue is looked at. An effect waits half of it on average.
+POLL_INTERVAL: Final = timedelta(milliseconds=100)
+# Effects performed at once by one worker; each may hold one BMC exchange.
+EFFECTS_AT_ONCE_MAX: Final = 64
+# Threads besides those that perform: DBOS writes outcomes and recovers on the same pool.
+SPARE_THREADS: Final = 8
+# An effect during which the worker died this often is given up; its operation then meets
+# its deadline instead of killing the worker for ever.
+DEATHS_MAX: Final = 20
+# How long a finished effect is remembered, which is how long its key stays taken.
+FINISHED_KEPT: Final = timedelta(days=1)
+GC_INTERVAL: Final = timedelta(minutes=5)
+GC_BATCH_MAX: Final = 500
+# How long `stop` waits for effects being performed; the next start performs them again.
+STOP_LIMIT: Final = timedelta(seconds=10)
+
+FINISHED: Final = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
+
+
+def prepare_effects(engine: Engine) -> None:
+    """Create or upgrade DBOS's own tables beside ours: schema `dbos` on PostgreSQL.
+
+    Repeatable; two processes may do it at once.
+    """
+    _quieten()
+    # Connecting once with our engine sets SQLite to WAL, which DBOS would not do.
+    engine.connect().close()
+    DBOS.migrate(_url(engine))
+
+
+class DbosEffectQueue:
+    """The outbox: an effect is saved with the decision that wants it, or not at all."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Connects to nothing by itself: it only ever writes on the caller's connection."""
+        self._client = _client(engine)
+        schema = None if engine.dialect.name == "sqlite" else "dbos"
+        self._waiting = table(
+            "workflow_status",
+            column("queue_name"),
+            column("status"),
+            column("queue_partition_key"),
+            column("priority"),
+            schema=schema,
+        )
+
+    def enqueue(self, connection: Connection, outgoing: Outgoing) -> None:
+        """Save an effect in the caller's transaction: it commits or rolls back with it.
+
+        A second effect with a key that was used within FINISHED_KEPT is silently the
+        first one. Effects of one partition are performed one at a time, in the order they
+        were enqueued.
+        """
+        options: EnqueueOptions = {
+            "workflow_name": WORKFLOW,
+            "queue_name": QUEUE,
+            "workflow_id": outgoing.key,
+            "app_version": EFFECT_FORMAT,
+            "queue_partition_key": outgoing.partition,
+            "priority": self._last_in_line(connection, outgoing.partition) + 1,
+        }
+        self._client.enqueue_in_transaction(connection, options, _saved(outgoing))
+
+    def _last_in_line(self, connection: Connection, partition: str) -> int:
+        # DBOS orders by priority, then by time, then by id. The effects of one transaction
+        # share one time on PostgreSQL, so their order would be that of their keys.
+        waiting = self._waiting.c
+        place = select(func.max(waiting.priority)).where(
+            waiting.queue_name == QUEUE,
+            waiting.status.in_(("ENQUEUED", "PENDING")),
+            waiting.queue_partition_key == partition,
+        )
+        return int(connection.execute(place).scalar() or 0)
+
+    def close(self) -> None:
+        self._client.destroy()
+
+
+class DbosEffectWorker:
+    """Performs saved effects, each at least once. One per process: DBOS is process-wide."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        name: str = "worker-1",
+        finished_kept: timedelta = FINISHED_KEPT,
+        gc_interval: timedelta = GC_INTERVAL,
+        at_once_max: int = EFFECTS_AT_ONCE_MAX,
+        deaths_max: int = DEATHS_MAX,
+    ) -> None:
+        """`name` must stay the same over restarts: by it a worker finds its own work again."""
+        self._engine = engine
+        self._name = name
+        self._finished_kept = finished_kept
+        self._gc_interval = gc_interval
+        self._at_once_max = at_once_max
+        self._deaths_max = deaths_max
+        self._lock = NameLock(engine, f"worker {name}")
+        self._stopping = threading.Event()
+        self._performing = _Count()
+        self._collector: threading.Thread | None = None
+
+    def start(self, perform: Callable[[Outgoing], None]) -> None:
+        """Begin to perform, first what this worker's last life left unfinished; return at once.
+
+        `perform` is called from many threads and must look before it acts: after a crash
+        the same effect comes again. What it raises is a bug: it is logged and recorded,
+        and the effect is not tried again.
+
+        Raises ConfigError when a worker of the same name runs already.
+        """
+        if not self._lock.acquire():
+            raise ConfigError(
+                f"another worker named {self._name} is running on this database",
+                hint="stop it first, or give this one another name",
+            )
+        _quieten()
+        prepare_effects(self._engine)
+        DBOS(config=self._config())
+        performer = self._performer(perform)
+        DBOS.workflow(name=WORKFLOW, max_recovery_attempts=self._deaths_max)(performer)
+        try:
+            self._register_queue()
+            DBOS.launch()
+        except Exception:
+            self.stop()
+            raise
+        self._stopping.clear()
+        self._collector = threading.Thread(
+            target=self._collect_garbage, name="effects-gc", daemon=True
+        )
+        self._collector.start()
+
+    def stop(self) -> None:
+        """Stop taking effects and wait up to STOP_LIMIT for those being performed."""
+        self._stopping.set()
+        if self._collector is not None:
+            self._collector.join()
+            self._collector = None
+        busy = self._performing.value > 0
+        DBOS.destroy(
+            destroy_registry=True,
+            workflow_completion_timeout_sec=int(STOP_LIMIT.total_seconds()) if busy else 0,
+        )
+        self._lock.release()
+
+    def _performer(self, perform: Callable[[Outgoing], None]) -> Callable[[Json], None]:
+        def perform_effect(saved: Json) -> None:
+            with self._performing:
+                perform(_restored(saved))
+
+        return perform_effect
+
+    def _register_queue(self) -> None:
+        # By a client and before the launch: DBOS looks for new queues once a second only.
+        client = _client(self._engine)
+        try:
+            client.register_queue(
+                QUEUE,
+                # One exchange at a time per BMC, over all workers.
+                partition_concurrency=1,
+                # Not `global_concurrency`: with it DBOS asks partition by partition.
+                worker_concurrency=self._at_once_max,
+                polling_interval_sec=POLL_INTERVAL.total_seconds(),
+            )
+        finally:
+            client.destroy()
+
+    def _config(self) -> DBOSConfig:
+        return {
+            "name": APPLICATION,
+            "system_database_url": _url(self._engine),
+            "application_version": EFFECT_FORMAT,
+            "executor_id": self._name,
+            "serializer": DBOSPortableJSONSerializer(),
+            "run_migrations": False,
+            "enable_otlp": False,
+            "log_level": "WARNING",
+            "max_executor_threads": self._at_once_max + SPARE_THREADS,
+            # No schedule is ever registered; this only spaces out the looks for one.
+            "scheduler_polling_interval_sec": 3600.0,
+        }
+
+    def _collect_garbage(self) -> None:
+        while not self._stopping.wait(self._gc_interval.total_seconds()):
+            try:
+                self.forget_finished()
+            except Exception:  # the top of a thread: the next round tries again
+                logging.getLogger(__name__).exception("finished effects were not forgotten")
+
+    def forget_finished(self) -> int:
+        """Delete effects that finished longer than `finished_kept` ago; return how many."""
+        before = (datetime.now(UTC) - self._finished_kept).isoformat()
+        forgotten = 0
+        while not self._stopping.is_set():
+            finished = DBOS.list_workflows(
+                status=list(FINISHED),
+                completed_before=before,
+                limit=GC_BATCH_MAX,
+                load_input=False,
+                load_output=False,
+            )
+            if not finished:
+                break
+            DBOS.delete_workflows([workflow.workflow_id for workflow in finished])
+            forgotten += len(finished)
+        return forgotten
+
+
+def _saved(outgoing: Outgoing) -> Json:
+    return {**asdict(outgoing), "effect": to_json(outgoing.effect)}
+
+
+def _restored(saved: Json) -> Outgoing:
+    return Outgoing(
+        key=saved["key"],
+        partition=saved["partition"],
+        operation_id=OperationId(saved["operation_id"]),
+        generation=saved["generation"],
+        effect=from_json(saved["effect"]),
+    )
+
+
+class _Count:
+    """How many threads are inside a `with` of it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.value = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.value += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.value -= 1
+
+
+def _client(engine: Engine) -> DBOSClient:
+    _quieten()
+    return DBOSClient(
+        system_database_url=_url(engine),
+        serializer=DBOSPortableJSONSerializer(),
+        application_name=APPLICATION,
+        lazy=True,
+    )
+
+
+def _url(engine: Engine) -> str:
+    return engine.url.render_as_string(hide_password=False)
+
+
+def _quieten() -> None:
+    # With a handler in place DBOS neither prints to the console by itself nor stops its
+    # records from reaching our own logging; below a warning it says nothing we need.
+    logger = logging.getLogger("dbos")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+    logger.setLevel(logging.WARNING)

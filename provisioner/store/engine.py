@@ -1,0 +1,83 @@
+"""Opens the database: SQLite for one machine, PostgreSQL for more than one.
+
+Sets what every connection needs; knows no tables.
+"""
+
+import sqlite3
+from datetime import timedelta
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from ..errors import ConfigError
+
+# How long a connection waits for another's write lock (SQLite), or for a free
+# connection of the pool, before it gives up.
+LOCK_WAIT_MAX: Final = timedelta(seconds=15)
+CONNECTIONS_MAX: Final = 24
+CONNECT_LIMIT: Final = timedelta(seconds=10)
+
+
+def open_engine(url: str) -> Engine:
+    """Return an engine for `sqlite:////path/to/file` or `postgresql://user@host/name`.
+
+    Nothing is connected yet. Raises ConfigError for any other kind of URL; an in-memory
+    SQLite is refused because the worker needs connections of its own.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ConfigError("the database URL cannot be read") from error
+    limits: dict[str, Any] = {
+        "pool_size": CONNECTIONS_MAX,
+        "max_overflow": 0,
+        "pool_timeout": LOCK_WAIT_MAX.total_seconds(),
+        # The parameters of a statement may hold secrets; they must not reach a traceback.
+        "hide_parameters": True,
+    }
+    backend = parsed.get_backend_name()
+    if backend == "sqlite" and parsed.database not in (None, "", ":memory:"):
+        engine = create_engine(parsed, **limits)
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    if backend == "postgresql":
+        return create_engine(
+            parsed.set(drivername="postgresql+psycopg"),
+            connect_args={"connect_timeout": int(CONNECT_LIMIT.total_seconds())},
+            pool_pre_ping=True,
+            **limits,
+        )
+    raise ConfigError(
+        "the database must be an SQLite file or PostgreSQL",
+        expected="sqlite:////var/lib/provisioner/state.db or postgresql://user@host/database",
+        found=parsed.render_as_string(hide_password=True),
+    )
+
+
+def for_reading(engine: Engine) -> Engine:
+    """Return the same engine, whose transactions take no write lock on SQLite."""
+    return engine.execution_options(sqlite_begin="BEGIN")
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    # The driver would begin transactions by its own rules; `_begin_sqlite` does it instead.
+    connection.isolation_level = None
+    for pragma in (
+        f"busy_timeout = {int(LOCK_WAIT_MAX.total_seconds() * 1000)}",
+        "journal_mode = WAL",
+        # FULL, not NORMAL: a host is saved as dirty before its first write is permitted,
+        # and a power cut of this machine must not take that back.
+        "synchronous = FULL",
+        "foreign_keys = ON",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that begins by reading and then writes can fail at the upgrade of its
+    # lock, however long it would wait. IMMEDIATE takes the write lock at once.
+    begin = connection.get_execution_options().get("sqlite_begin", "BEGIN IMMEDIATE")
+    connection.exec_driver_sql(begin)

@@ -1,0 +1,515 @@
+"""The agent's and the reporter's calls: each checked against its token, each one event.
+
+A repeated report gets the same answer again, since any answer may be lost on its way.
+"""
+
+import hmac
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any, Final, NoReturn
+
+from provisioner.core.contracts import AgentToken, Clock, Store, Tx
+from provisioner.core.disks import Disk, DiskRule, choose_disk
+from provisioner.core.guard import WriteRequest, authorise_write, identity
+from provisioner.core.lifecycle import E, NotAllowed
+from provisioner.core.model import (
+    Event,
+    Firmware,
+    Host,
+    Json,
+    Kind,
+    Operation,
+    OperationId,
+    Phase,
+    Profile,
+    Ticket,
+)
+from provisioner.errors import Gone, ProvisionerError, RequestError, TrustError
+
+from .boot import EMPTY_UUIDS
+from .chance import Derived, digest_of, new_token
+from .seeds import render_seed
+from .transitions import Transitions
+
+HEARTBEAT_S: Final = 3
+PERMISSION_S: Final = 30
+TOKEN_LIFETIME: Final = timedelta(hours=6)
+AGENT: Final = "agent"
+REPORTER: Final = "reporter"
+TEXT_MAX: Final = 2000
+DISKS_MAX: Final = 256
+
+
+class TicketRefused(TrustError):
+    code = "ticket_refused"
+
+
+class TokenRefused(TrustError):
+    code = "token_refused"
+
+
+class AgentSessions:
+    """What ramdisks and freshly deployed systems say to the service.
+
+    `vendor_data` renders the reporter's vendor data from a nonce; `boot_url` is where
+    chunks are fetched.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        transitions: Transitions,
+        clock: Clock,
+        derived: Derived,
+        *,
+        boot_url: str,
+        vendor_data: Callable[[str], str],
+    ) -> None:
+        self._store = store
+        self._transitions = transitions
+        self._clock = clock
+        self._derived = derived
+        self._boot_url = boot_url
+        self._vendor_data = vendor_data
+
+    def hello(self, body: Json, source: str) -> Json:
+        """Consume the ticket, save the inventory, and return what to do with a token for it.
+
+        Raises TicketRefused for a ticket that is unknown, used, expired or another host's.
+        """
+        ticket_text = _text(body, "ticket")
+        inventory = _inventory(body)
+        try:
+            return self._hello(ticket_text, inventory, source)
+        except TicketRefused as error:
+            self._note_refusal(ticket_text, error, source)
+            raise
+
+    def _hello(self, ticket_text: str, inventory: Json, source: str) -> Json:
+        now = self._clock()
+        with self._store.begin() as tx:
+            ticket = self._live_ticket(tx, ticket_text, now)
+            operation = tx.operation(ticket.operation_id)
+            host = tx.host(operation.host_id)
+            _check_identity(host, inventory)
+            if ticket.generation != operation.generation or not tx.consume_ticket(
+                ticket.digest, now
+            ):
+                raise _used(host.name)
+            token = new_token("at")
+            tx.add_agent_token(
+                AgentToken(
+                    digest_of(token.reveal()),
+                    operation.id,
+                    host.id,
+                    operation.generation,
+                    now + TOKEN_LIFETIME,
+                )
+            )
+            tx.save_host(_with_inventory(host, inventory))
+            step = self._transitions.apply(
+                tx,
+                operation.id,
+                E.AGENT_SEEN,
+                generation=operation.generation,
+                actor=AGENT,
+                evidence={"agent_address": source},
+            )
+            tx.add_event(_event(now, "agent", "agent says hello", host, operation))
+            profile = self._pinned_profile(tx, operation)
+            disk = profile.document["disk"] if profile else None
+            return {
+                "operation": operation.id,
+                "generation": operation.generation,
+                "kind": operation.kind,
+                "host": host.name,
+                "token": token.reveal(),
+                "heartbeat_s": HEARTBEAT_S,
+                "release": step.operation.release,
+                "disk_rule": disk,
+                "boot_url": self._boot_url,
+                "then": "reboot",
+            }
+
+    def authorise(self, token: str, body: Json) -> Json:
+        """Return a permission to write, or raise WriteRefused. The host is saved as dirty,
+        in the same transaction, before the agent hears of it."""
+        generation, release = _number(body, "generation"), _text(body, "release")
+        disk = Disk.from_dict({"rotational": False, "bus": "virtio", **_object(body, "disk")})
+        now = self._clock()
+        with self._store.begin() as tx:
+            agent, operation, host = self._session(tx, token)
+            chosen = self._chosen_disk(tx, operation, host)
+            asked = WriteRequest(agent.host_id, generation, release, disk)
+            authorise_write(asked, operation, host, chosen, now=now)
+            first = operation.phase is Phase.PREPARING
+            self._transitions.apply(
+                tx,
+                operation.id,
+                E.WRITE_PERMITTED if first else E.REPORTED,
+                generation=generation,
+                actor=AGENT,
+                evidence={"disk": identity(chosen), "disk_name": chosen.name} if first else None,
+            )
+            if first:
+                where = f"may write {chosen.name}, serial {chosen.serial}, WWN {chosen.wwn}"
+                tx.add_event(_event(now, "agent", where, host, operation))
+            return {"permitted": True, "expires_in_s": PERMISSION_S}
+
+    def progress(self, token: str, body: Json) -> Json:
+        """Save a heartbeat. Raises when the agent must stop before its next write."""
+        generation = _number(body, "generation")
+        report: Json = {
+            key: _number(body, key)
+            for key in ("done_bytes", "total_bytes", "fetched_bytes", "written_bytes")
+            if key in body
+        }
+        with self._store.begin() as tx:
+            _, operation, _ = self._session(tx, token)
+            is_verifying = body.get("phase") == "verifying"
+            event = E.WRITTEN if is_verifying and operation.phase is Phase.WRITING else E.REPORTED
+            self._transitions.apply(
+                tx, operation.id, event, generation=generation, actor=AGENT, progress=report
+            )
+            return {"go_on": True}
+
+    def seed(self, token: str, body: Json) -> Json:
+        """Return the seed, once. Raises Gone the second time."""
+        generation = _number(body, "generation")
+        now = self._clock()
+        with self._store.begin() as tx:
+            _, operation, host = self._session(tx, token)
+            if generation != operation.generation or operation.phase not in (
+                Phase.WRITING,
+                Phase.VERIFYING,
+            ):
+                raise TokenRefused(
+                    "the seed is only for the agent that writes",
+                    host=host.name,
+                    expected="writing or verifying",
+                    found=str(operation.phase),
+                )
+            taken_before = not tx.take_seed(operation.id, now)
+            text = "seed asked for a second time, refused" if taken_before else "seed handed out"
+            tx.add_event(_event(now, "agent", text, host, operation))
+            tx.audit(
+                now,
+                AGENT,
+                "seed.refused" if taken_before else "seed.taken",
+                host.name,
+                {"operation": operation.id},
+            )
+            profile = self._pinned_profile(tx, operation)
+        if taken_before or profile is None:
+            raise Gone(
+                "the seed has left already", host=host.name, hint="reimage the host for a new one"
+            )
+        nonce = self._derived.nonce(operation.id, operation.generation)
+        documents = render_seed(
+            operation, host, profile, vendor_data=self._vendor_data(nonce.reveal())
+        )
+        return dict(documents)
+
+    def failed(self, token: str, body: Json) -> Json:
+        """Save why the agent gave up. Repeatable."""
+        generation = _number(body, "generation")
+        error = {
+            "code": str(body.get("code", "agent"))[:100],
+            "message": str(body.get("message", "the agent gave up"))[:TEXT_MAX],
+            "expected": body.get("expected"),
+            "found": body.get("found"),
+            "hint": body.get("hint"),
+        }
+        with self._store.begin() as tx:
+            _, operation, host = self._session(tx, token, ended=True)
+            if not operation.is_final:
+                self._transitions.apply(
+                    tx,
+                    operation.id,
+                    E.AGENT_FAILED,
+                    generation=generation,
+                    actor=AGENT,
+                    error={"host": host.name, **error},
+                )
+            return {}
+
+    def done(self, token: str, body: Json) -> Json:
+        """Save that everything was written and read back. Repeatable."""
+        generation, release = _number(body, "generation"), _text(body, "release")
+        evidence: Json = {
+            "written_bytes": _number(body, "written_bytes"),
+            "fetched_bytes": _number(body, "fetched_bytes"),
+            "agent_seconds": _object(body, "seconds"),
+        }
+        with self._store.begin() as tx:
+            _, operation, host = self._session(tx, token)
+            if release != operation.release:
+                raise TrustError(
+                    "the agent wrote another release",
+                    host=host.name,
+                    expected=operation.release,
+                    found=release,
+                )
+            if operation.phase in (Phase.WRITING, Phase.VERIFYING):
+                tx.save_host(replace(host, root_disk=operation.evidence.get("disk")))
+                self._transitions.apply(
+                    tx,
+                    operation.id,
+                    E.VERIFIED,
+                    generation=generation,
+                    actor=AGENT,
+                    evidence=evidence,
+                )
+            elif operation.phase not in (Phase.BOOTING, Phase.PROVING):
+                raise NotAllowed(
+                    "nothing was permitted to be written",
+                    host=host.name,
+                    found=str(operation.phase),
+                )
+            return {"restart": "reboot"}
+
+    def phone_home(self, body: Json, source: str) -> Json:
+        """Judge the report of a freshly booted system by nonce, release and root disk.
+
+        Raises TrustError when the nonce is not the one of a waiting deployment. A report
+        with the right nonce from a wrong system ends the deployment as failed.
+        """
+        nonce = _text(body, "nonce")
+        operation_id = OperationId(nonce.split(".", 1)[0])
+        now = self._clock()
+        with self._store.begin() as tx:
+            operation = self._operation_of_nonce(tx, operation_id, nonce)
+            host = tx.host(operation.host_id)
+            row = tx.release(operation.release or "")
+            mismatch = _mismatch(body, operation, row.release_id if row else None)
+            if operation.phase in (Phase.BOOTING, Phase.PROVING):
+                self._apply_report(tx, operation, host, body, source, mismatch)
+                text = "phones home" if mismatch is None else f"phones home: {mismatch['message']}"
+                tx.add_event(_event(now, "cloud-init", text, host, operation))
+            elif not operation.is_final:
+                raise NotAllowed(
+                    "a system phoned home before its deployment was written",
+                    host=host.name,
+                    found=str(operation.phase),
+                )
+            return {"accepted": mismatch is None}
+
+    def _apply_report(
+        self,
+        tx: Tx,
+        operation: Operation,
+        host: Host,
+        body: Json,
+        source: str,
+        mismatch: Json | None,
+    ) -> None:
+        evidence: Json = {
+            "nonce": "the deployment's own",
+            "address": source,
+            "release_id": body.get("release_id"),
+            "root_disk": body.get("root_disk"),
+            "boot_id": body.get("boot_id"),
+            "machine_id_digest": body.get("machine_id_digest"),
+            "ssh_host_keys": [str(key)[:TEXT_MAX] for key in body.get("ssh_host_keys", [])][:8],
+            "kernel": body.get("kernel"),
+            "os_release": body.get("os_release"),
+            "failed_units": [str(unit)[:200] for unit in body.get("failed_units", [])][:50],
+        }
+        self._transitions.apply(
+            tx,
+            operation.id,
+            E.PHONED_HOME if mismatch is None else E.EVIDENCE_REFUSED,
+            generation=operation.generation,
+            actor=REPORTER,
+            evidence=evidence if mismatch is None else {"refused_report": evidence},
+            error={"host": host.name, **mismatch} if mismatch else None,
+        )
+
+    def _operation_of_nonce(self, tx: Tx, operation_id: OperationId, nonce: str) -> Operation:
+        try:
+            operation = tx.operation(operation_id)
+        except ProvisionerError:
+            _refuse_nonce()
+        right = self._derived.nonce(operation.id, operation.generation).reveal()
+        if operation.kind is not Kind.DEPLOYMENT or not hmac.compare_digest(
+            right.encode(), nonce.encode()
+        ):
+            _refuse_nonce()
+        return operation
+
+    def _live_ticket(self, tx: Tx, text: str, now: datetime) -> Ticket:
+        ticket = tx.ticket(digest_of(text))
+        if ticket is None:
+            raise TicketRefused(
+                "this boot ticket is not known",
+                expected="the ticket of an open operation",
+                found="an unknown one",
+            )
+        if ticket.consumed_at is not None:
+            raise _used(tx.host(ticket.host_id).name)
+        if not ticket.is_live(now):
+            raise TicketRefused(
+                "this boot ticket has expired",
+                host=tx.host(ticket.host_id).name,
+                expected=f"before {ticket.expires_at.isoformat()}",
+                found=now.isoformat(),
+                hint="request the operation again",
+            )
+        return ticket
+
+    def _note_refusal(self, ticket_text: str, error: TicketRefused, source: str) -> None:
+        with self._store.begin() as tx:
+            ticket = tx.ticket(digest_of(ticket_text))
+            tx.audit(
+                self._clock(),
+                AGENT,
+                "ticket.refused",
+                error.host or "unknown",
+                {"why": error.message, "address": source},
+            )
+            tx.add_event(
+                Event(
+                    at=self._clock(),
+                    source="agent",
+                    text=f"boot ticket refused: {error.message}",
+                    host_id=ticket.host_id if ticket else None,
+                    operation_id=ticket.operation_id if ticket else None,
+                    detail={"address": source},
+                )
+            )
+
+    def _session(
+        self, tx: Tx, token: str, *, ended: bool = False
+    ) -> tuple[AgentToken, Operation, Host]:
+        agent = tx.agent_token(digest_of(token))
+        if agent is None or self._clock() >= agent.expires_at:
+            raise TokenRefused(
+                "this agent token is not valid (any more)",
+                expected="the token of an open operation",
+                hint="the operation has ended; nothing more may be written",
+            )
+        operation = tx.operation(agent.operation_id)
+        host = tx.host(operation.host_id)
+        if agent.generation != host.generation or (operation.is_final and not ended):
+            raise TokenRefused(
+                "this agent acts for an operation that is over",
+                host=host.name,
+                expected=host.generation,
+                found=agent.generation,
+            )
+        return agent, operation, host
+
+    def _pinned_profile(self, tx: Tx, operation: Operation) -> Profile | None:
+        digest = operation.pins.get("profile")
+        return tx.profile_revision(digest) if digest else None
+
+    def _chosen_disk(self, tx: Tx, operation: Operation, host: Host) -> Disk:
+        profile = self._pinned_profile(tx, operation)
+        if profile is None or host.inventory is None:
+            raise TokenRefused("this operation writes no disk", host=host.name)
+        disks = [Disk.from_dict(disk) for disk in host.inventory["disks"]]
+        return choose_disk(DiskRule.parse(profile.document["disk"]), disks)
+
+
+def _mismatch(body: Json, operation: Operation, release_id: str | None) -> Json | None:
+    """Return the error for a report that is not from the deployed system, or None."""
+    disk, found = operation.evidence.get("disk", {}), body.get("root_disk") or {}
+    if body.get("release_id") != release_id:
+        return {
+            "code": "wrong_system",
+            "message": "the host came up with another system than the deployed one",
+            "expected": release_id,
+            "found": body.get("release_id"),
+            "hint": "check the boot order: it may have started an old system from another disk",
+        }
+    if disk.get("serial") and found.get("serial") != disk["serial"]:
+        return {
+            "code": "wrong_disk",
+            "message": "the host runs from another disk than the deployed one",
+            "expected": disk,
+            "found": found,
+            "hint": "check the boot order, and whether two disks carry the same file system",
+        }
+    return None
+
+
+def _with_inventory(host: Host, inventory: Json) -> Host:
+    """Identity is written once: what is enrolled already is never overwritten."""
+    uuid = str(inventory.get("uuid") or "").lower()
+    firmware = inventory.get("firmware")
+    return replace(
+        host,
+        inventory=inventory,
+        uuid=host.uuid or (uuid if uuid and uuid not in EMPTY_UUIDS else None),
+        serial=host.serial or inventory.get("serial"),
+        firmware=host.firmware or (Firmware(firmware) if firmware in ("bios", "uefi") else None),
+    )
+
+
+def _check_identity(host: Host, inventory: Json) -> None:
+    macs = {str(nic.get("mac", "")).lower() for nic in inventory["nics"] if isinstance(nic, dict)}
+    if not macs & set(host.macs):
+        raise TicketRefused(
+            "this boot ticket belongs to another host",
+            host=host.name,
+            expected=list(host.macs),
+            found=sorted(macs),
+        )
+    uuid = str(inventory.get("uuid") or "").lower()
+    if host.uuid and uuid and uuid not in EMPTY_UUIDS and uuid != host.uuid:
+        raise TicketRefused(
+            "this boot ticket belongs to a host with another UUID",
+            host=host.name,
+            expected=host.uuid,
+            found=uuid,
+        )
+
+
+def _inventory(body: Json) -> Json:
+    inventory = _object(body, "inventory")
+    for key in ("disks", "nics"):
+        if not isinstance(inventory.get(key), list) or len(inventory[key]) > DISKS_MAX:
+            raise RequestError(f"the inventory has no usable {key}", expected="a list")
+    for disk in inventory["disks"]:
+        Disk.from_dict(disk)
+    return inventory
+
+
+def _used(host: str) -> TicketRefused:
+    return TicketRefused(
+        "this boot ticket was used already",
+        host=host,
+        expected="a ticket that nobody used",
+        found="a used one",
+        hint="if the host restarted by itself, request the operation again",
+    )
+
+
+def _refuse_nonce() -> NoReturn:
+    raise TrustError("this nonce belongs to no deployment", hint="the host was rebuilt since")
+
+
+def _event(at: datetime, source: str, text: str, host: Host, operation: Operation) -> Event:
+    return Event(at, source, text, host_id=host.id, operation_id=operation.id)
+
+
+def _object(body: Json, key: str) -> Json:
+    value = body.get(key)
+    if not isinstance(value, dict):
+        raise RequestError(f"{key} is missing", expected="an object", found=type(value).__name__)
+    return value
+
+
+def _text(body: Json, key: str) -> str:
+    value = body.get(key)
+    if not isinstance(value, str) or not value or len(value) > TEXT_MAX:
+        raise RequestError(f"{key} is missing", expected="a text", found=type(value).__name__)
+    return value
+
+
+def _number(body: dict[str, Any], key: str) -> int:
+    value = body.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise RequestError(f"{key} is missing", expected="a whole number", found=value)
+    return value

@@ -1,0 +1,204 @@
+"""What a booting host is told: looks up what the boot rule needs, asks it, records it."""
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Final
+
+from provisioner.core.bootplan import (
+    BootPlan,
+    BootRequest,
+    Inspect,
+    KnownHost,
+    LocalDisk,
+    Ramdisk,
+    TicketOffer,
+    plan_boot,
+)
+from provisioner.core.contracts import Clock, Store, Tx
+from provisioner.core.lifecycle import RUNG_LAST
+from provisioner.core.model import (
+    Event,
+    Host,
+    HostState,
+    Kind,
+    LocalBoot,
+    Operation,
+    Phase,
+)
+
+from .chance import Derived, new_host_id, new_operation_id
+from .ramdisks import Ramdisks
+from .transitions import Transitions
+
+DISCOVERED_HOSTS_MAX_DEFAULT: Final = 100
+# Firmware that was never given an identity reports one of these; they identify nobody.
+EMPTY_UUIDS: Final = frozenset(
+    {"00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"}
+)
+DISCOVERY_ACTOR: Final = "discovery"
+
+
+class BootService:
+    """Answers boot requests by the rule of `core.bootplan`."""
+
+    def __init__(
+        self,
+        store: Store,
+        transitions: Transitions,
+        clock: Clock,
+        derived: Derived,
+        ramdisks: Ramdisks,
+        *,
+        discovery: bool,
+        discovered_hosts_max: int = DISCOVERED_HOSTS_MAX_DEFAULT,
+    ) -> None:
+        self._store = store
+        self._transitions = transitions
+        self._clock = clock
+        self._derived = derived
+        self._ramdisks = ramdisks
+        self._discovery = discovery
+        self._discovered_hosts_max = discovered_hosts_max
+
+    def answer(self, request: BootRequest, source: str) -> BootPlan:
+        """Return LocalDisk or Ramdisk for the asking host. `source` is its address."""
+        now = self._clock()
+        with self._store.read() as tx:
+            plan, host = self._plan(tx, request, now)
+            known = host is not None
+        if isinstance(plan, Inspect):
+            return self._begin_inspection(request, host, source)
+        if known:
+            self._record(request, host, plan, source)
+        return plan
+
+    def _plan(self, tx: Tx, request: BootRequest, now: datetime) -> tuple[BootPlan, Host | None]:
+        hosts = tx.hosts_with_mac(request.mac)
+        if len(hosts) > 1:
+            names = ", ".join(host.name for host in hosts)
+            return LocalDisk(LocalBoot.EXIT, f"this MAC is known for {names}"), hosts[0]
+        host = hosts[0] if hosts else None
+        if host is not None and (doubt := self._identity_doubt(tx, request, host)):
+            return LocalDisk(host.local_boot, doubt), host
+        known = KnownHost(host.id, host.name, host.macs, host.local_boot) if host else None
+        offer = self._offer(tx, host) if host else None
+        if host is not None and self._wants_inspection(tx, host):
+            return Inspect(request.mac), host
+        return plan_boot(request, known, offer, now=now, discovery=self._discovery), host
+
+    def _identity_doubt(self, tx: Tx, request: BootRequest, host: Host) -> str | None:
+        uuid = (request.uuid or "").lower()
+        if not uuid or uuid in EMPTY_UUIDS or not host.uuid:
+            return None
+        if uuid != host.uuid:
+            return f"its UUID is {uuid}, and {host.name} was enrolled with {host.uuid}"
+        twins = [other.name for other in tx.hosts_with_uuid(uuid)]
+        if len(twins) > 1:
+            return f"its UUID is known for {', '.join(twins)}"
+        return None
+
+    def _offer(self, tx: Tx, host: Host) -> TicketOffer | None:
+        ticket = tx.open_ticket(host.id)
+        operation = tx.open_operation(host.id)
+        if ticket is None or operation is None or operation.phase is not Phase.NETBOOTING:
+            return None
+        if ticket.operation_id != operation.id or ticket.generation != host.generation:
+            return None
+        value = self._derived.ticket(operation.id, operation.generation)
+        return TicketOffer(ticket, value, operation.pins["ramdisk"])
+
+    def _wants_inspection(self, tx: Tx, host: Host) -> bool:
+        """A discovered host whose inspection never came back is inspected again."""
+        return (
+            self._discovery
+            and not host.is_confirmed
+            and host.inventory is None
+            and tx.open_operation(host.id) is None
+        )
+
+    def _begin_inspection(self, request: BootRequest, host: Host | None, source: str) -> BootPlan:
+        if self._ramdisks.newest_or_none() is None:
+            return LocalDisk(LocalBoot.EXIT, "there is no ramdisk to inspect it with")
+        now = self._clock()
+        with self._store.begin() as tx:
+            waiting = [known for known in tx.hosts(limit=100_000) if not known.is_confirmed]
+            if host is None and len(waiting) >= self._discovered_hosts_max:
+                return LocalDisk(LocalBoot.EXIT, "too many discovered hosts await confirmation")
+            if host is None:
+                host = _discovered(request, now)
+                tx.add_host(host)
+                tx.audit(now, DISCOVERY_ACTOR, "host.discovered", host.name, {"source": source})
+            operation = self._inspection(host, now)
+            tx.save_host(replace(host, generation=operation.generation))
+            tx.add_operation(operation)
+            self._transitions.issue_ticket(tx, operation)
+            tx.audit(
+                now, DISCOVERY_ACTOR, "inspection.requested", host.name, {"operation": operation.id}
+            )
+        value = self._derived.ticket(operation.id, operation.generation)
+        plan = Ramdisk(operation.pins["ramdisk"], value, host.local_boot)
+        self._record(request, host, plan, source)
+        return plan
+
+    def _inspection(self, host: Host, now: datetime) -> Operation:
+        return Operation(
+            id=new_operation_id(),
+            host_id=host.id,
+            kind=Kind.INSPECTION,
+            phase=Phase.NETBOOTING,
+            generation=host.generation + 1,
+            rung=RUNG_LAST,  # it is booting from the network already; there is no ladder
+            release=None,
+            pins={"ramdisk": self._ramdisks.newest()},
+            options={},
+            requested_by=DISCOVERY_ACTOR,
+            requested_at=now,
+            phase_at=now,
+            deadline_at=self._transitions.limits.deadline(Phase.NETBOOTING, now, now),
+            ended_at=None,
+        )
+
+    def _record(self, request: BootRequest, host: Host | None, plan: BootPlan, source: str) -> None:
+        text = (
+            f"boot script: {plan.method}, {plan.reason}"
+            if isinstance(plan, LocalDisk)
+            else "boot script: deploy ramdisk"
+        )
+        with self._store.begin() as tx:
+            tx.add_event(
+                Event(
+                    at=self._clock(),
+                    source="http",
+                    text=text,
+                    host_id=host.id if host else None,
+                    mac=request.mac,
+                    detail={"address": source},
+                )
+            )
+
+
+def _discovered(request: BootRequest, now: datetime) -> Host:
+    uuid = (request.uuid or "").lower()
+    return Host(
+        id=new_host_id(),
+        name=f"new-{request.mac.replace(':', '')}",
+        state=HostState.ENROLLED,
+        macs=(request.mac,),
+        firmware=request.firmware,
+        local_boot=LocalBoot.EXIT,
+        uuid=uuid if uuid and uuid not in EMPTY_UUIDS else None,
+        serial=request.serial,
+        profile=None,
+        bmc=None,
+        generation=0,
+        release=None,
+        last_good=None,
+        is_confirmed=False,
+        is_protected=False,
+        in_maintenance=False,
+        quarantine_reason=None,
+        labels={},
+        inventory=None,
+        root_disk=None,
+        created_at=now,
+    )

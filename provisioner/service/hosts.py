@@ -1,0 +1,304 @@
+"""Enrolling, showing, flagging and retiring hosts, and their power by hand."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from provisioner.core.contracts import BmcPool, Clock, Store, Tx
+from provisioner.core.model import (
+    BmcAddress,
+    Event,
+    Firmware,
+    Host,
+    HostId,
+    HostState,
+    Json,
+    LocalBoot,
+    PowerState,
+)
+from provisioner.errors import Conflict, RequestError
+
+from .chance import new_host_id
+from .lookup import host_named
+
+NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+MACS_MAX: Final = 16
+HOSTS_PER_IMPORT_MAX: Final = 10_000
+
+
+@dataclass(frozen=True)
+class HostSpec:
+    """What a person says of a host when enrolling it. Only name, MACs and BMC matter for a
+    first deployment; UUID, serial and firmware are learnt from the agent when left out."""
+
+    name: str
+    macs: tuple[str, ...]
+    bmc: BmcAddress | None = None
+    firmware: Firmware | None = None
+    uuid: str | None = None
+    serial: str | None = None
+    profile: str | None = None
+    local_boot: LocalBoot = LocalBoot.EXIT
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+class Hosts:
+    """The use cases around one host that are not operations."""
+
+    def __init__(
+        self,
+        store: Store,
+        pool: BmcPool,
+        clock: Clock,
+        new_id: Callable[[], HostId] = new_host_id,
+    ) -> None:
+        self._store = store
+        self._pool = pool
+        self._clock = clock
+        self._new_id = new_id
+
+    def add(self, spec: HostSpec, *, actor: str) -> Host:
+        return self.add_many([spec], actor=actor)[0]
+
+    def add_many(self, specs: Sequence[HostSpec], *, actor: str) -> list[Host]:
+        """Enrol all hosts, or none. Raises RequestError for a bad name or MAC and Conflict
+        for one that is already in use."""
+        if not specs:
+            raise RequestError("no host was given", expected="one or more hosts", found="none")
+        if len(specs) > HOSTS_PER_IMPORT_MAX:
+            raise RequestError(
+                "too many hosts at once", expected=HOSTS_PER_IMPORT_MAX, found=len(specs)
+            )
+        made = []
+        with self._store.begin() as tx:
+            for spec in specs:
+                host = self._enrolled(tx, check_spec(spec))
+                tx.add_host(host)
+                tx.audit(self._clock(), actor, "host.added", host.name, _public(spec))
+                made.append(host)
+        return made
+
+    def list(self, after: str = "", limit: int = 1000) -> Sequence[Host]:
+        with self._store.read() as tx:
+            return tx.hosts(after=after, limit=limit)
+
+    def show(self, name: str) -> Host:
+        with self._store.read() as tx:
+            return host_named(tx, name)
+
+    def delete(self, name: str, *, actor: str) -> None:
+        """Stop managing a host. Its disk is left as it is. Raises Conflict while it is
+        protected or an operation is open."""
+        with self._store.begin() as tx:
+            host = host_named(tx, name)
+            busy = tx.open_operation(host.id)
+            if busy is not None or host.is_protected:
+                found = f"{busy.id} is {busy.phase}" if busy else "it is protected"
+                raise Conflict(
+                    f"host {host.name} is not deleted",
+                    host=host.name,
+                    expected="no open operation and no protection",
+                    found=found,
+                )
+            tx.delete_host(host.id)
+            tx.audit(self._clock(), actor, "host.deleted", host.name, {"id": host.id})
+
+    def set_flags(
+        self,
+        name: str,
+        *,
+        is_protected: bool | None = None,
+        in_maintenance: bool | None = None,
+        release_quarantine: bool = False,
+        actor: str,
+    ) -> Host:
+        """Set the flags that are not None; the others stay as they are."""
+        with self._store.begin() as tx:
+            before = host_named(tx, name)
+            after = before
+            if is_protected is not None:
+                after = replace(after, is_protected=is_protected)
+            if in_maintenance is not None:
+                after = replace(after, in_maintenance=in_maintenance)
+            if release_quarantine:
+                after = replace(after, quarantine_reason=None)
+            self._save(tx, before, after, "host.flags", actor)
+            return after
+
+    def confirm(
+        self,
+        name: str,
+        *,
+        new_name: str | None,
+        bmc: BmcAddress | None,
+        profile: str | None,
+        actor: str,
+    ) -> Host:
+        """Take a discovered host into management."""
+        with self._store.begin() as tx:
+            before = host_named(tx, name)
+            if before.is_confirmed:
+                raise Conflict(f"host {before.name} is already confirmed", host=before.name)
+            after = replace(
+                before,
+                name=_check_name(new_name or before.name),
+                is_confirmed=True,
+                bmc=bmc or before.bmc,
+                profile=profile or before.profile,
+            )
+            self._save(tx, before, after, "host.confirmed", actor)
+            return after
+
+    def change(
+        self,
+        name: str,
+        *,
+        profile: str | None = None,
+        local_boot: LocalBoot | None = None,
+        bmc: BmcAddress | None = None,
+        labels: Mapping[str, str] | None = None,
+        actor: str,
+    ) -> Host:
+        """Change what is not None."""
+        with self._store.begin() as tx:
+            before = host_named(tx, name)
+            after = replace(
+                before,
+                profile=profile if profile is not None else before.profile,
+                local_boot=local_boot if local_boot is not None else before.local_boot,
+                bmc=bmc if bmc is not None else before.bmc,
+                labels=labels if labels is not None else before.labels,
+            )
+            self._save(tx, before, after, "host.changed", actor)
+            return after
+
+    def power(self, name: str, action: str, *, actor: str) -> PowerState | None:
+        """Carry out one power action by hand and return the state for `status`.
+
+        Raises Conflict while an operation owns the host: its power is the operation's.
+        """
+        host = self.show(name)
+        if host.bmc is None:
+            raise Conflict(f"host {host.name} has no BMC", host=host.name)
+        bmc = self._pool.bmc(host.bmc)
+        if action == "status":
+            return bmc.power()
+        verbs: dict[str, Callable[[], None]] = {
+            "on": bmc.power_on,
+            "off": lambda: bmc.power_off(soft=False),
+            "soft-off": lambda: bmc.power_off(soft=True),
+            "reset": bmc.reset,
+        }
+        if action not in verbs:
+            raise RequestError(
+                f"there is no power action {action}", expected=["status", *verbs], found=action
+            )
+        with self._store.begin() as tx:
+            busy = tx.open_operation(host.id)
+            if busy is not None:
+                raise Conflict(
+                    f"host {host.name} belongs to {busy.id}",
+                    host=host.name,
+                    found=f"{busy.kind} in {busy.phase}",
+                    hint=f"provisioner operation cancel {busy.id}",
+                )
+            tx.audit(self._clock(), actor, f"host.power.{action}", host.name, {})
+            text = f"power {action} by {actor}"
+            tx.add_event(Event(self._clock(), "bmc", text, host_id=host.id))
+        verbs[action]()
+        return None
+
+    def timeline(self, name: str, after: int = 0, limit: int = 200) -> Sequence[tuple[int, Event]]:
+        with self._store.read() as tx:
+            return tx.events(host_id=host_named(tx, name).id, after=after, limit=limit)
+
+    def _enrolled(self, tx: Tx, spec: HostSpec) -> Host:
+        if spec.profile is not None and tx.profile(spec.profile) is None:
+            known = [profile.name for profile in tx.profiles()]
+            raise RequestError(
+                f"there is no profile {spec.profile}", host=spec.name, expected=known
+            )
+        return Host(
+            id=self._new_id(),
+            name=spec.name,
+            state=HostState.ENROLLED,
+            macs=spec.macs,
+            firmware=spec.firmware,
+            local_boot=spec.local_boot,
+            uuid=spec.uuid.lower() if spec.uuid else None,
+            serial=spec.serial,
+            profile=spec.profile,
+            bmc=spec.bmc,
+            generation=0,
+            release=None,
+            last_good=None,
+            is_confirmed=True,
+            is_protected=False,
+            in_maintenance=False,
+            quarantine_reason=None,
+            labels=dict(spec.labels),
+            inventory=None,
+            root_disk=None,
+            created_at=self._clock(),
+        )
+
+    def _save(self, tx: Tx, before: Host, after: Host, action: str, actor: str) -> None:
+        if after == before:
+            return
+        tx.save_host(after)
+        old = _facts(before)
+        changed = {key: value for key, value in _facts(after).items() if old[key] != value}
+        if after.bmc != before.bmc:
+            changed["bmc_credentials"] = "replaced"
+        tx.audit(self._clock(), actor, action, after.name, changed)
+
+
+def check_spec(spec: HostSpec) -> HostSpec:
+    """Return the spec with its MACs in one spelling. Raises RequestError, naming the host."""
+    _check_name(spec.name)
+    macs = tuple(mac.lower().replace("-", ":") for mac in spec.macs)
+    bad = [mac for mac in macs if not MAC.fullmatch(mac) or int(mac[:2], 16) & 1]
+    if not macs or bad or len(set(macs)) != len(macs) or len(macs) > MACS_MAX:
+        raise RequestError(
+            f"the MAC addresses of host {spec.name} are not usable",
+            host=spec.name,
+            expected=f"1 to {MACS_MAX} different unicast addresses like 52:54:00:12:34:56",
+            found=list(spec.macs),
+        )
+    return replace(spec, macs=macs)
+
+
+def _check_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise RequestError(
+            "that is not a usable host name",
+            expected="1 to 63 of a-z, 0-9 and -, not at either end",
+            found=name,
+        )
+    return name
+
+
+def _public(spec: HostSpec) -> Json:
+    """Return what may stand in an audit row: everything but the BMC's credentials."""
+    return {
+        "macs": list(spec.macs),
+        "bmc": f"{spec.bmc.address}:{spec.bmc.port}" if spec.bmc else None,
+        "profile": spec.profile,
+        "labels": dict(spec.labels),
+    }
+
+
+def _facts(host: Host) -> Json:
+    return {
+        "name": host.name,
+        "is_protected": host.is_protected,
+        "in_maintenance": host.in_maintenance,
+        "quarantine_reason": host.quarantine_reason,
+        "is_confirmed": host.is_confirmed,
+        "profile": host.profile,
+        "local_boot": host.local_boot,
+        "bmc": f"{host.bmc.address}:{host.bmc.port}" if host.bmc else None,
+        "labels": dict(host.labels),
+    }

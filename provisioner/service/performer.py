@@ -1,0 +1,227 @@
+"""Performs effects on BMCs and feeds the result back as an event.
+
+Looks before acting: an effect may be performed twice, or late, and must then do no harm.
+"""
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from provisioner.core.contracts import Bmc, BmcPool, Clock, Outgoing, Store
+from provisioner.core.effects import Effect, PowerOff, PowerOn, ReturnToDisk, SetNextBoot
+from provisioner.core.lifecycle import RUNG_LAST, E, NotAllowed
+from provisioner.core.model import (
+    BootDevice,
+    Event,
+    Firmware,
+    Host,
+    Operation,
+    PowerState,
+)
+from provisioner.errors import BmcAuthFailed, BmcUnreachable, DeviceError, NotFound
+
+from .transitions import Transitions
+
+log = structlog.get_logger(__name__)
+
+# One read can be a lie or a moment; a host is off when this many reads in a row say so.
+OFF_READS: Final = 2
+POWER_LIMIT: Final = timedelta(seconds=60)
+POLL_S: Final = 0.5
+# An exchange has its own hard deadline. Three of them, and the operation fails; a wrong
+# password is never tried again, because BMCs lock accounts.
+ATTEMPTS_MAX: Final = 3
+RETRY_PAUSE_S: Final = 1.0
+WORKER: Final = "worker"
+
+
+class Performer:
+    """Makes effects true. `pause` is the clock's other half: it lets time pass."""
+
+    def __init__(
+        self,
+        store: Store,
+        transitions: Transitions,
+        pool: BmcPool,
+        clock: Clock,
+        *,
+        soft_shutdown_limit: timedelta,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._store = store
+        self._transitions = transitions
+        self._pool = pool
+        self._clock = clock
+        self._soft_shutdown_limit = soft_shutdown_limit
+        self._pause = pause
+
+    def perform(self, outgoing: Outgoing) -> None:
+        """Make one effect true, unless a newer decision has overtaken it."""
+        try:
+            with self._store.read() as tx:
+                operation = tx.operation(outgoing.operation_id)
+                host = tx.host(operation.host_id)
+        except NotFound:
+            return  # the host was deleted meanwhile, and nothing is owed to it
+        if host.bmc is None or _is_overtaken(outgoing, operation, host):
+            log.info("effect overtaken", host=host.name, effect=str(outgoing.effect))
+            return
+        try:
+            fact = self._with_retries(host, operation, outgoing.effect)
+        except DeviceError as error:
+            self._feed(outgoing, operation, host, E.BMC_FAILED, error)
+            return
+        if fact is not None:
+            self._feed(outgoing, operation, host, fact, None)
+
+    def _with_retries(self, host: Host, operation: Operation, effect: Effect) -> E | None:
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            try:
+                return self._make_true(host, operation, effect)
+            except BmcAuthFailed as error:
+                raise BmcAuthFailed(
+                    f"the BMC of host {host.name} refused the credentials",
+                    host=host.name,
+                    expected="a login",
+                    found=error.message,
+                    hint=f"provisioner host change {host.name} --bmc-user U --bmc-password-file F",
+                ) from error
+            except DeviceError as error:
+                if attempt == ATTEMPTS_MAX:
+                    raise _named(error, host) from error
+                log.warning("BMC exchange failed", host=host.name, why=error.message)
+                self._pause(RETRY_PAUSE_S)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _make_true(self, host: Host, operation: Operation, effect: Effect) -> E | None:
+        assert host.bmc is not None
+        bmc = self._pool.bmc(host.bmc)
+        if isinstance(effect, PowerOff):
+            soft = effect.soft and operation.options.get("soft_shutdown", True)
+            self._power_off(bmc, host, soft=bool(soft))
+            return E.POWERED_OFF
+        if isinstance(effect, SetNextBoot):
+            self._set_next_boot(bmc, host, effect)
+            return E.NEXT_BOOT_SET
+        if isinstance(effect, PowerOn):
+            self._power_on(bmc, host)
+            return E.POWERED_ON
+        self._return_to_disk(bmc, host, operation)
+        return None
+
+    def _power_off(self, bmc: Bmc, host: Host, *, soft: bool) -> None:
+        if self._is_off(bmc):
+            return
+        if soft:
+            bmc.power_off(soft=True)
+            if self._wait_for_off(bmc, self._soft_shutdown_limit):
+                return
+            log.warning("soft shutdown took too long, switching off", host=host.name)
+        bmc.power_off(soft=False)
+        if not self._wait_for_off(bmc, POWER_LIMIT):
+            raise DeviceError(
+                f"host {host.name} did not switch off",
+                host=host.name,
+                expected=f"off within {POWER_LIMIT.seconds} s",
+                found="its BMC acknowledged and reports it on",
+                hint="look at the BMC; it may need a cold reset",
+            )
+
+    def _is_off(self, bmc: Bmc) -> bool:
+        return all(bmc.power() is PowerState.OFF for _ in range(OFF_READS))
+
+    def _wait_for_off(self, bmc: Bmc, limit: timedelta) -> bool:
+        end = self._clock() + limit
+        while self._clock() < end:
+            if self._is_off(bmc):
+                return True
+            self._pause(POLL_S)
+        return False
+
+    def _power_on(self, bmc: Bmc, host: Host) -> None:
+        if bmc.power() is PowerState.ON:
+            return
+        bmc.power_on()
+        end = self._clock() + POWER_LIMIT
+        while self._clock() < end:
+            if bmc.power() is PowerState.ON:
+                return
+            self._pause(POLL_S)
+        raise DeviceError(
+            f"host {host.name} did not switch on",
+            host=host.name,
+            expected=f"on within {POWER_LIMIT.seconds} s",
+            found="its BMC acknowledged and reports it off",
+        )
+
+    def _set_next_boot(self, bmc: Bmc, host: Host, effect: SetNextBoot) -> None:
+        bmc.set_next_boot(
+            effect.device,
+            persistent=effect.rung >= RUNG_LAST,
+            uefi=host.firmware is Firmware.UEFI,
+            hold_timer=effect.rung == 1,
+        )
+
+    def _return_to_disk(self, bmc: Bmc, host: Host, operation: Operation) -> None:
+        """Clear a network boot and let the host run its own system again.
+
+        A host that never left its old system is not restarted: nothing of ours runs on it.
+        """
+        last = RUNG_LAST if operation.rung >= RUNG_LAST else 0
+        self._set_next_boot(bmc, host, SetNextBoot(BootDevice.DISK, last))
+        if bmc.power() is PowerState.OFF:
+            bmc.power_on()
+        elif operation.evidence.get("agent_address"):
+            # The agent restarts by itself when it gives up; this is for one that hangs.
+            bmc.reset()
+
+    def _feed(
+        self,
+        outgoing: Outgoing,
+        operation: Operation,
+        host: Host,
+        event: E,
+        error: DeviceError | None,
+    ) -> None:
+        text = error.message if error else f"{str(event).replace('_', ' ')}"
+        with self._store.begin() as tx:
+            tx.add_event(
+                Event(self._clock(), "bmc", text, host_id=host.id, operation_id=operation.id)
+            )
+            try:
+                self._transitions.apply(
+                    tx,
+                    operation.id,
+                    event,
+                    generation=outgoing.generation,
+                    actor=WORKER,
+                    error=error.as_dict() if error else None,
+                )
+            except NotAllowed as refusal:
+                log.info("late BMC result dropped", host=host.name, why=refusal.message)
+
+
+def _is_overtaken(outgoing: Outgoing, operation: Operation, host: Host) -> bool:
+    if outgoing.generation != host.generation:
+        return True
+    towards_disk = isinstance(outgoing.effect, ReturnToDisk) or (
+        isinstance(outgoing.effect, SetNextBoot) and outgoing.effect.device is BootDevice.DISK
+    )
+    return operation.is_final and not towards_disk
+
+
+def _named(error: DeviceError, host: Host) -> DeviceError:
+    """Return the same kind of error with the host's name and what to do next."""
+    hint = error.hint
+    if isinstance(error, BmcUnreachable) and host.bmc is not None:
+        hint = f"check the cable and the address {host.bmc.address} of its BMC, then try again"
+    return type(error)(
+        f"host {host.name}: {error.message}",
+        host=host.name,
+        expected=error.expected or "an answer",
+        found=error.found or error.message,
+        hint=hint,
+    )

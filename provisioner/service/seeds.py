@@ -1,0 +1,125 @@
+"""The seed: the cloud-init documents of one deployment, rendered from its pinned profile.
+
+Pure over its inputs. The user's text is data: it is parsed, filled in and written anew,
+never handed to a template engine.
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+
+from provisioner.core.model import (
+    Host,
+    HostId,
+    HostState,
+    Json,
+    LocalBoot,
+    Operation,
+    Profile,
+)
+from provisioner.core.profile import filled
+from provisioner.errors import RequestError
+
+
+def render_seed(
+    operation: Operation, host: Host, profile: Profile, *, vendor_data: str
+) -> dict[str, str]:
+    """Return the four NoCloud documents by their file name.
+
+    The instance id is new for each deployment, so cloud-init runs everything anew.
+    Raises RequestError for a `${name}` that stands for nothing.
+    """
+    lookup = _lookup(host, profile)
+    document = profile.document
+    network = document.get("network") or _default_network(host)
+    return {
+        "meta-data": _yaml(
+            {"instance-id": f"{operation.id}-{operation.generation}", "local-hostname": host.name}
+        ),
+        "user-data": "#cloud-config\n" + _yaml(filled(document.get("cloud_config", {}), lookup)),
+        "vendor-data": vendor_data,
+        "network-config": _yaml(filled(network, lookup)),
+    }
+
+
+def check_renders(profile: Profile) -> None:
+    """Raise RequestError now for a `${name}` that could never be filled in."""
+    host = _example_host(profile.name)
+    lookup = _lookup(host, profile)
+    filled(profile.document.get("cloud_config", {}), lookup)
+    filled(profile.document.get("network", {}), lookup)
+
+
+def _default_network(host: Host) -> Json:
+    # Matched by MAC: the kernel's names differ between the ramdisk and the image.
+    nics = {
+        f"nic{number}": {"match": {"macaddress": mac}, "dhcp4": True, "optional": number > 0}
+        for number, mac in enumerate(host.macs)
+    }
+    return {"version": 2, "ethernets": nics}
+
+
+def _lookup(host: Host, profile: Profile) -> Callable[[str], str]:
+    values: dict[str, Any] = {
+        "host.name": host.name,
+        "host.mac": host.macs[0],
+        "host.serial": host.serial or "",
+        "host.uuid": host.uuid or "",
+    }
+    values |= {f"label.{key}": value for key, value in host.labels.items()}
+    values |= {f"vars.{key}": value for key, value in _variables(profile.document).items()}
+
+    def look_up(name: str) -> str:
+        if name in values:
+            return str(values[name])
+        if name.startswith("label.") and host.name.startswith(_EXAMPLE):
+            return "example"
+        raise RequestError(
+            f"profile {profile.name} uses ${{{name}}}, which stands for nothing",
+            host=None if host.name.startswith(_EXAMPLE) else host.name,
+            expected=sorted(values),
+            found=name,
+            hint="write $${…} for a literal ${…}",
+        )
+
+    return look_up
+
+
+def _variables(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    variables: Mapping[str, Any] = document.get("variables", {})
+    return variables
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=4096)
+
+
+_EXAMPLE = "example-of-"
+
+
+def _example_host(profile: str) -> Host:
+    return Host(
+        id=HostId("host_example"),
+        name=f"{_EXAMPLE}{profile}",
+        state=HostState.ENROLLED,
+        macs=("02:00:00:00:00:01",),
+        firmware=None,
+        local_boot=LocalBoot.EXIT,
+        uuid="00000000-0000-4000-8000-000000000001",
+        serial="EXAMPLE",
+        profile=profile,
+        bmc=None,
+        generation=0,
+        release=None,
+        last_good=None,
+        is_confirmed=True,
+        is_protected=False,
+        in_maintenance=False,
+        quarantine_reason=None,
+        labels={},
+        inventory=None,
+        root_disk=None,
+        created_at=datetime(2000, 1, 1, tzinfo=UTC),
+    )

@@ -1,0 +1,143 @@
+"""One event on one operation: load, decide, save with audit row and outbox. No network."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+from provisioner.core.contracts import Clock, Outgoing, Tx
+from provisioner.core.effects import Effect
+from provisioner.core.lifecycle import E, Limits, Step, advance
+from provisioner.core.model import (
+    Event,
+    Host,
+    Json,
+    Operation,
+    OperationId,
+    Phase,
+    Ticket,
+)
+
+from .chance import Derived, digest_of, new_token
+
+
+class Transitions:
+    """Moves operations, each in the caller's transaction."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        derived: Derived,
+        limits: Limits,
+        ticket_lifetime: timedelta,
+        new_key: Callable[[], str] = lambda: new_token("fx").reveal(),
+    ) -> None:
+        self._clock = clock
+        self._derived = derived
+        self._limits = limits
+        self._ticket_lifetime = ticket_lifetime
+        self._new_key = new_key
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    def apply(
+        self,
+        tx: Tx,
+        operation_id: OperationId,
+        event: E,
+        *,
+        generation: int,
+        actor: str,
+        error: Json | None = None,
+        evidence: Json | None = None,
+        progress: Json | None = None,
+    ) -> Step:
+        """Carry out `event` and return the step taken.
+
+        Raises NotAllowed when the generation is old or the tables have no such move; then
+        nothing was changed.
+        """
+        before = tx.operation(operation_id)
+        host = tx.host(before.host_id)
+        step = advance(
+            before,
+            host,
+            event,
+            now=self._clock(),
+            generation=generation,
+            limits=self._limits,
+            error=error,
+            evidence=evidence,
+            progress=progress,
+        )
+        tx.save_operation(step.operation)
+        if step.host != host:
+            tx.save_host(step.host)
+        self._record(tx, before, host, step, actor)
+        if event is E.START:
+            self.issue_ticket(tx, step.operation)
+        for effect in step.effects:
+            self._enqueue(tx, step.operation, step.host, effect)
+        if step.operation.is_final:
+            tx.revoke_operation(operation_id, self._clock())
+        return step
+
+    def issue_ticket(self, tx: Tx, operation: Operation) -> None:
+        """Give the operation its one boot ticket; only the hash is stored."""
+        ticket = self._derived.ticket(operation.id, operation.generation)
+        tx.add_ticket(
+            Ticket(
+                digest=digest_of(ticket.reveal()),
+                operation_id=operation.id,
+                host_id=operation.host_id,
+                generation=operation.generation,
+                expires_at=self._clock() + self._ticket_lifetime,
+            )
+        )
+
+    def _enqueue(self, tx: Tx, operation: Operation, host: Host, effect: Effect) -> None:
+        if host.bmc is None:  # discovered hosts have none yet; there is nobody to tell
+            return
+        tx.enqueue(
+            Outgoing(
+                key=self._new_key(),
+                partition=f"{host.bmc.address}:{host.bmc.port}",
+                operation_id=operation.id,
+                generation=operation.generation,
+                effect=effect,
+            )
+        )
+
+    def _record(self, tx: Tx, before: Operation, host: Host, step: Step, actor: str) -> None:
+        after = step.operation
+        moved = after.phase is not before.phase or after.rung != before.rung
+        if not moved and step.host.state is host.state:
+            return
+        detail: Json = {"event": step.event, "from": before.phase, "to": after.phase}
+        if after.rung != before.rung:
+            detail["rung"] = after.rung
+        if step.host.state is not host.state:
+            detail["host_state"] = step.host.state
+        if after.phase is Phase.FAILED and after.error:
+            detail["error"] = after.error
+        action = f"{after.kind}.{after.phase}"
+        tx.audit(self._clock(), actor, action, host.name, {"operation": after.id, **detail})
+        tx.add_event(
+            Event(
+                at=self._clock(),
+                source="service",
+                text=_sentence(before, step),
+                host_id=host.id,
+                operation_id=after.id,
+                detail=detail,
+            )
+        )
+
+
+def _sentence(before: Operation, step: Step) -> str:
+    after = step.operation
+    if step.event is E.RUNG_TIMED_OUT:
+        return f"no boot ticket came back in time; network boot is tried again, rung {after.rung}"
+    if after.phase is Phase.FAILED and after.error:
+        return f"{after.kind} failed in {before.phase}: {after.error.get('message', '')}"
+    return f"{after.kind} is {after.phase}"

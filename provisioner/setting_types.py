@@ -1,0 +1,149 @@
+"""Reads single values of the configuration file: each function returns the value or raises
+`Wrong` saying what was expected. Knows no setting by name."""
+
+import ipaddress
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+_INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # Linux allows 15 characters
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+WILDCARDS: Final = ("0.0.0.0", "::")
+TEXT_CHARACTERS_MAX: Final = 4096
+
+
+class Wrong(ValueError):
+    """The value is not what the setting takes; the text says what it takes."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a listener binds: an IP address and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > TEXT_CHARACTERS_MAX:
+        raise Wrong("a text")
+    return value
+
+
+def boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise Wrong("true or false")
+    return value
+
+
+def one_of(*allowed: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        if value not in allowed:
+            raise Wrong("one of " + ", ".join(allowed))
+        return text(value)
+
+    return parse
+
+
+def whole(least: int, most: int) -> Callable[[object], int]:
+    """A whole number within bounds; a limit can be changed, but not removed."""
+
+    def parse(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise Wrong(f"a whole number from {least} to {most}")
+        return value
+
+    return parse
+
+
+def listen(value: object) -> Address:
+    """`address:port`, an IPv6 address in brackets. Raises Wrong for a name: which of its
+    addresses would be bound?"""
+    wanted = "an IP address and a port, such as 10.77.0.1:8081"
+    try:
+        parts = urlsplit("//" + text(value))
+        host, port = parts.hostname, parts.port
+        ipaddress.ip_address(host or "")
+    except ValueError as error:
+        raise Wrong(wanted) from error
+    if host is None or not port or parts.path or parts.query or parts.username is not None:
+        raise Wrong(wanted)
+    return Address(host, port)
+
+
+def base_url(scheme: str) -> Callable[[object], str]:
+    """`scheme://host[:port]` and nothing behind it; empty means: made from `listen`."""
+
+    def parse(value: object) -> str:
+        plain = text(value).rstrip("/")
+        if not plain:
+            return ""
+        try:
+            parts = urlsplit(plain)
+            good = parts.scheme == scheme and _is_host(parts.hostname)
+            good = good and (parts.port is None or parts.port > 0)
+        except ValueError as error:
+            raise Wrong(f"{scheme}://host:port") from error
+        if not good or parts.path or parts.query or parts.fragment or parts.username is not None:
+            raise Wrong(f"{scheme}://host:port")
+        return plain
+
+    return parse
+
+
+def _is_host(name: str | None) -> bool:
+    if not name:
+        return False
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return _NAME.fullmatch(name) is not None
+    return True
+
+
+def database_url(value: object) -> str:
+    url = text(value)
+    if url.startswith("sqlite:///") and len(url) > len("sqlite:///") and ":memory:" not in url:
+        return url
+    if url.startswith(("postgresql://", "postgresql+psycopg://")):
+        return url
+    raise Wrong("sqlite:///state.db or postgresql+psycopg://user@host/database")
+
+
+def interface(value: object) -> str:
+    if value != "" and not _INTERFACE.fullmatch(text(value)):
+        raise Wrong("a network interface, such as br0")
+    return text(value)
+
+
+def ipv4(value: object) -> str:
+    try:
+        return str(ipaddress.IPv4Address(text(value))) if value != "" else ""
+    except ValueError as error:
+        raise Wrong("an IPv4 address") from error
+
+
+def ipv4_list(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise Wrong('a list of IPv4 addresses, such as ["10.77.0.1"]')
+    return tuple(ipv4(item) for item in value)
+
+
+def subnet(value: object) -> str:
+    try:
+        return str(ipaddress.IPv4Network(text(value))) if value != "" else ""
+    except ValueError as error:
+        raise Wrong("an IPv4 network, such as 10.77.0.0/24") from error
+
+
+def digest(value: object) -> str:
+    if value != "" and not _DIGEST.fullmatch(text(value)):
+        raise Wrong("a SHA-256 in lower-case hex, or empty")
+    return text(value)

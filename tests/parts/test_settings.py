@@ -1,0 +1,198 @@
+"""Settings are read from real files with real keys, and every problem is named at once."""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from provisioner import keys, setup
+from provisioner.errors import ConfigError, Conflict, RequestError
+from provisioner.setting_types import Address
+from provisioner.settings import CONFIG_FILE, documented, load
+from provisioner.setup import Plan, initialise
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
+
+
+@pytest.fixture
+def installation(tmp_path: Path) -> Path:
+    folder = tmp_path / "installation"
+    initialise(folder, Plan(listen_address="10.77.0.1", interface="br0", dhcp="full"))
+    return folder
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(folder / CONFIG_FILE)
+    assert caught.value.exit_code == 78
+    return caught.value.message
+
+
+def test_init_writes_an_installation_that_the_service_takes(installation: Path) -> None:
+    settings = load(installation / CONFIG_FILE)
+    assert settings.boot.url == "http://10.77.0.1:8081"
+    assert settings.agent.url == "https://10.77.0.1:8443"
+    assert settings.data_dir == installation
+    assert settings.database.url == f"sqlite:///{installation}/state.db"
+    assert (settings.dhcp.range_start, settings.dhcp.range_end) == ("10.77.0.100", "10.77.0.199")
+
+
+def test_what_init_writes_is_closed_to_others(installation: Path) -> None:
+    for path in [installation, *installation.rglob("*")]:
+        wanted = 0o700 if path.is_dir() else 0o600
+        assert stat.S_IMODE(path.stat().st_mode) == wanted, path
+
+
+def test_a_second_init_changes_nothing(installation: Path) -> None:
+    before = {path: path.read_bytes() for path in installation.rglob("*") if path.is_file()}
+    with pytest.raises(Conflict, match="nothing was changed") as caught:
+        initialise(installation, Plan())
+    assert caught.value.exit_code == 2
+    after = {path: path.read_bytes() for path in installation.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_an_interrupted_init_is_finished_by_the_next(tmp_path: Path) -> None:
+    """As if the first run had died after it moved the keys, and another while writing."""
+    folder = tmp_path / "installation"
+    (folder / ".init-died").mkdir(parents=True)
+    (folder / ".init-died" / CONFIG_FILE).write_text("[serv")
+    keys.make_keys(folder / keys.FOLDER, "https://10.77.0.1:8443")
+    master = (folder / keys.FOLDER / keys.MASTER_KEY).read_bytes()
+    initialise(folder, Plan(listen_address="10.77.0.1"))
+    assert (folder / keys.FOLDER / keys.MASTER_KEY).read_bytes() == master
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "client.toml",
+        "keys",
+        "provisioner.toml",
+    ]
+
+
+def test_a_refused_plan_leaves_no_configuration(tmp_path: Path) -> None:
+    folder = tmp_path / "installation"
+    with pytest.raises(ConfigError, match=r"dhcp\.interface"):
+        initialise(folder, Plan(listen_address="10.77.0.1", dhcp="full"))
+    assert list(folder.iterdir()) == []
+
+
+def test_hosts_are_never_told_a_wildcard(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="one address"):
+        initialise(tmp_path / "installation", Plan(listen_address="0.0.0.0"))
+
+
+def test_one_error_lists_every_problem(installation: Path) -> None:
+    """A shared secret that was always the same, and readable, started in public; not here."""
+    (installation / CONFIG_FILE).write_text(
+        """
+        [bot]
+        listen = 1
+        [boot]
+        listen = "x:1"
+        lisen = "y"
+        [agent]
+        listen = "0.0.0.0:8443"
+        [dhcp]
+        mode = "full"
+        subnet = "10.77.0.0/24"
+        gateway = "10.78.0.1"
+        range_start = "10.77.0.9"
+        range_end = "10.77.0.3"
+        [limits]
+        netbooting_s = 0
+        writing_s = true
+        [database]
+        url = "mysql://somebody:hush@there"
+        """
+    )
+    folder = installation / keys.FOLDER
+    (folder / keys.MASTER_KEY).write_text("ab" * 32)
+    (folder / keys.ADMIN_TOKEN).chmod(0o644)
+    message = refusal(installation)
+    for part in (
+        "[bot]: is not a section; did you mean boot?",
+        "boot.listen: expected an IP address and a port",
+        "boot.lisen: is not a setting; did you mean listen?",
+        "agent.url: must be set, since agent.listen is a wildcard",
+        "dhcp.interface: must be set",
+        "dhcp.gateway: 10.78.0.1 is outside",
+        "dhcp.range_end: comes before",
+        "limits.netbooting_s: expected a whole number from 1",
+        "limits.writing_s: expected a whole number",
+        "database.url: expected",
+        "master.key: is weak",
+        "admin.token: others may read it (mode 0644)",
+    ):
+        assert part in message
+    assert "hush" not in message
+
+
+def damage_missing(folder: Path) -> None:
+    (folder / keys.RELEASE_KEY).unlink()
+
+
+def damage_token(folder: Path) -> None:
+    (folder / keys.ADMIN_TOKEN).write_text("-1")
+
+
+def damage_pair(folder: Path) -> None:
+    other = folder.parent / "other"
+    keys.make_keys(other, "https://10.77.0.1:8443")
+    os.replace(other / keys.RELEASE_PUB, folder / keys.RELEASE_PUB)
+
+
+def damage_certificate(folder: Path) -> None:
+    other = folder.parent / "other"
+    keys.make_keys(other, "https://10.77.0.2:8443")
+    os.replace(other / keys.AGENT_TLS_PEM, folder / keys.AGENT_TLS_PEM)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (damage_missing, "release.key: is missing"),
+        (damage_token, "admin.token: expected at least 32"),
+        (damage_pair, "release.pub: does not belong to release.key"),
+        (damage_certificate, "is for 10.77.0.2, while agent.url says 10.77.0.1"),
+    ],
+)
+def test_a_wrong_key_stops_the_start(
+    installation: Path, damage: Callable[[Path], None], said: str
+) -> None:
+    damage(installation / keys.FOLDER)
+    assert said in refusal(installation)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [(None, "there is no configuration"), ("[boot", "is not TOML")]
+)
+def test_an_unreadable_file_is_one_clear_error(tmp_path: Path, text: str | None, said: str) -> None:
+    if text is not None:
+        (tmp_path / CONFIG_FILE).write_text(text)
+    assert said in refusal(tmp_path)
+
+
+def test_no_secret_is_shown(installation: Path) -> None:
+    """A settings object may end in a traceback; its secrets must not."""
+    text = (installation / CONFIG_FILE).read_text()
+    text = text.replace("sqlite:///state.db", "postgresql://p:hush@db/provisioner")
+    (installation / CONFIG_FILE).write_text(text)
+    settings = load(installation / CONFIG_FILE)
+    shown = repr(settings)
+    assert "hush" not in shown
+    assert settings.keys.master.reveal() not in shown
+    assert settings.keys.admin_token.reveal() not in shown
+    (installation / CONFIG_FILE).chmod(0o644)
+    assert "holds a password, and others may read" in refusal(installation)
+
+
+def test_every_setting_is_documented() -> None:
+    text = DOCS.read_text()
+    for name, _default, meaning in documented():
+        assert f"`{name}`" in text, name
+        assert meaning in text, name
+
+
+def test_the_client_context_reaches_a_wildcard_listener() -> None:
+    assert 'url = "http://127.0.0.1:8080"' in setup.client_text(Address("0.0.0.0", 8080), "t")

@@ -123,6 +123,7 @@ def _values(config: NetbootConfig) -> dict[str, object]:
         "dns_list": constant(", ".join(address(server) for server in config.dns)),
         "lease_s": seconds(config.lease),
         "lease_file": path(config.lease_file),
+        "pid_file": path(config.lease_file.parent / "dnsmasq.pid"),
         "tftp_address": address(config.tftp_address),
         "bios_file": constant(BIOS_FILE),
         "uefi_file": constant(UEFI_FILE),

@@ -134,6 +134,7 @@ def exchange(request: dict[str, Any]) -> dict[str, str | None]:
     there was no session, `crashed` the name of an exception that nobody foresaw.
     """
     try:
+        verb = VERBS[request["verb"]]
         bmc = library.Session(
             bmc=request["address"],
             port=request["port"],
@@ -142,7 +143,7 @@ def exchange(request: dict[str, Any]) -> dict[str, str | None]:
             privlevel=OPERATOR,
         )
         try:
-            return {"outcome": "done", "value": VERBS[request["verb"]](bmc, **request["arguments"])}
+            return {"outcome": "done", "value": verb(bmc, **request["arguments"])}
         finally:
             # A session left open is what BMCs run out of; a broken one cannot be closed.
             with contextlib.suppress(IpmiException):

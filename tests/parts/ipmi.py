@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +93,7 @@ class IpmiSim:
         return BmcAddress("127.0.0.1", port or self.port, user, Secret(password))
 
     def log(self) -> str:
-        return (self.directory / "log").read_text(errors="replace")
+        return (self.directory / "log").read_bytes().decode(errors="replace").replace("\r", "")
 
     def messages(self) -> list[Message]:
         """Return the requests of all sessions, in order."""
@@ -198,16 +198,18 @@ def running_ipmi_sim(directory: Path) -> Iterator[IpmiSim]:
 
 
 class Relay:
-    """A UDP relay before a BMC: counts what clients send and drops every n-th packet.
+    """A UDP relay before a BMC: counts what clients send and loses the packets named.
+
+    `lost` are numbers of packets, counted from 1 over both directions.
 
     `counts` is by RMCP+ payload type: 0x10 is an open-session request, 0x12 a login attempt
     (RAKP 1), 0x14 its proof of the password (RAKP 3).
     """
 
-    def __init__(self, port: int, *, drop_every: int = 0) -> None:
+    def __init__(self, port: int, *, lost: Collection[int] = ()) -> None:
         self.counts: Counter[int] = Counter()
         self._target = ("127.0.0.1", port)
-        self._drop_every = drop_every
+        self._lost = lost
         self._seen = 0
         self._front = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._front.bind(("127.0.0.1", 0))
@@ -226,20 +228,21 @@ class Relay:
         os.close(self._wake_write)
         self._front.close()
 
-    def _is_dropped(self) -> bool:
+    def _is_lost(self) -> bool:
         self._seen += 1
-        return bool(self._drop_every) and self._seen % self._drop_every == 0
+        return self._seen in self._lost
 
     def _run(self) -> None:
         backs: dict[socket.socket, tuple[str, int]] = {}
         by_client: dict[tuple[str, int], socket.socket] = {}
         while True:
-            ready = select.select([self._front, self._wake_read, *backs], [], [])[0]
+            watched: list[int | socket.socket] = [self._front, self._wake_read, *backs]
+            ready = select.select(watched, [], [])[0]
             if self._wake_read in ready:
                 break
             for back in [b for b in ready if b in backs]:
                 answer = back.recv(4096)
-                if not self._is_dropped():
+                if not self._is_lost():
                     self._front.sendto(answer, backs[back])
             if self._front not in ready:
                 continue
@@ -250,16 +253,16 @@ class Relay:
                 by_client[client] = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
                 by_client[client].connect(self._target)
                 backs[by_client[client]] = client
-            if not self._is_dropped():
+            if not self._is_lost():
                 by_client[client].send(packet)
         for back in backs:
             back.close()
 
 
 @contextmanager
-def running_relay(port: int, *, drop_every: int = 0) -> Iterator[Relay]:
+def running_relay(port: int, *, lost: Collection[int] = ()) -> Iterator[Relay]:
     """Run a relay to the BMC on `port`."""
-    relay = Relay(port, drop_every=drop_every)
+    relay = Relay(port, lost=lost)
     try:
         yield relay
     finally:

@@ -1,0 +1,256 @@
+"""Workers under stress: many processes, killed workers, dead parents, and where secrets are."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from provisioner.bmc.ipmi import IpmiPool
+from provisioner.bmc.workers import Workers
+from provisioner.core.model import PowerState
+from provisioner.errors import BmcUnreachable
+
+from .ipmi import PASSWORD, IpmiSim, running_ipmi_sim
+
+ROOT = Path(__file__).parents[2]
+
+# Reads its orders from stdin, so that the password is in no argument here either.
+CLIENT = """
+import json, sys, threading
+from pathlib import Path
+from provisioner.bmc.ipmi import IpmiPool
+from provisioner.core.model import BmcAddress, Secret
+
+order = json.loads(sys.stdin.readline())
+pool = IpmiPool(Path(order["locks"]))
+failures = []
+
+def work(port):
+    bmc = pool.bmc(BmcAddress("127.0.0.1", port, "admin", Secret(order["password"])))
+    for _ in range(order["exchanges"]):
+        try:
+            bmc.power()
+        except Exception as error:
+            failures.append(repr(error))
+
+threads = [threading.Thread(target=work, args=(port,)) for port in order["ports"]]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+pool.close()
+print(json.dumps(failures))
+"""
+
+
+@pytest.fixture
+def sim(tmp_path: Path) -> Iterator[IpmiSim]:
+    with running_ipmi_sim(tmp_path / "bmc") as sim:
+        yield sim
+
+
+def _client(locks: Path, ports: list[int], exchanges: int) -> subprocess.Popen[str]:
+    client = subprocess.Popen(
+        [sys.executable, "-c", CLIENT],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    order = {"locks": str(locks), "ports": ports, "exchanges": exchanges, "password": PASSWORD}
+    assert client.stdin is not None
+    client.stdin.write(json.dumps(order) + "\n")
+    client.stdin.flush()
+    return client
+
+
+def _until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to hold in time"
+        time.sleep(0.02)
+
+
+def _children(pid: int) -> list[int]:
+    listed: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        listed += [int(child) for child in task.read_text().split()]
+    return listed
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def _exchange_in_background(pool: IpmiPool, sim: IpmiSim) -> tuple[threading.Thread, list[object]]:
+    results: list[object] = []
+
+    def work() -> None:
+        try:
+            results.append(pool.bmc(sim.where()).power())
+        except BmcUnreachable as error:
+            results.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread, results
+
+
+@pytest.mark.parametrize("bmcs", [1, 3])
+def test_every_exchange_of_several_processes_and_threads_succeeds(
+    bmcs: int, tmp_path: Path
+) -> None:
+    """Four processes of four threads: 160 exchanges, none lost, whatever they share."""
+    sims = [running_ipmi_sim(tmp_path / f"bmc-{number}") for number in range(bmcs)]
+    started = [sim.__enter__() for sim in sims]
+    try:
+        ports = [started[number % bmcs].port for number in range(4)]
+        clients = [_client(tmp_path / "locks", ports, 10) for _ in range(4)]
+        failures = [client.communicate(timeout=120)[0] for client in clients]
+    finally:
+        for sim in sims:
+            sim.__exit__(None, None, None)
+    assert [json.loads(found) for found in failures] == [[], [], [], []]
+    assert sum(sim.log().count("Session started") for sim in started) >= 160
+
+
+def test_a_worker_killed_in_an_exchange_fails_that_exchange_alone(
+    sim: IpmiSim, tmp_path: Path
+) -> None:
+    pool = IpmiPool(tmp_path / "locks")
+    try:
+        pool.bmc(sim.where()).power()
+        [worker] = pool.workers.pids()
+        sim.pause()
+        thread, results = _exchange_in_background(pool, sim)
+        _until(lambda: len(_children(worker)) == 1)
+        [child] = _children(worker)
+        os.kill(worker, 9)
+        thread.join(10)
+        assert isinstance(results[0], BmcUnreachable)
+        _until(lambda: _is_gone(child))
+        sim.resume()
+        assert pool.bmc(sim.where()).power() is PowerState.OFF
+        assert pool.workers.pids() != [worker]
+    finally:
+        pool.close()
+
+
+def test_a_killed_child_fails_its_exchange_and_its_worker_goes_on(
+    sim: IpmiSim, tmp_path: Path
+) -> None:
+    pool = IpmiPool(tmp_path / "locks")
+    try:
+        pool.bmc(sim.where()).power()
+        [worker] = pool.workers.pids()
+        sim.pause()
+        thread, results = _exchange_in_background(pool, sim)
+        _until(lambda: len(_children(worker)) == 1)
+        os.kill(_children(worker)[0], 9)
+        thread.join(10)
+        assert isinstance(results[0], BmcUnreachable)
+        sim.resume()
+        assert pool.bmc(sim.where()).power() is PowerState.OFF
+        assert pool.workers.pids() == [worker]
+    finally:
+        pool.close()
+
+
+def test_a_dead_parent_leaves_no_worker_and_no_child(sim: IpmiSim, tmp_path: Path) -> None:
+    sim.pause()
+    client = _client(tmp_path / "locks", [sim.port], 1)
+    _until(lambda: any(_children(worker) for worker in _children(client.pid)))
+    [worker] = _children(client.pid)
+    [child] = _children(worker)
+    client.kill()
+    client.communicate()
+    _until(lambda: _is_gone(worker) and _is_gone(child))
+
+
+def test_closing_the_pool_ends_an_exchange_under_way(sim: IpmiSim, tmp_path: Path) -> None:
+    pool = IpmiPool(tmp_path / "locks")
+    pool.bmc(sim.where()).power()
+    [worker] = pool.workers.pids()
+    sim.pause()
+    thread, results = _exchange_in_background(pool, sim)
+    _until(lambda: len(_children(worker)) == 1)
+    pool.close()
+    thread.join(10)
+    assert isinstance(results[0], BmcUnreachable)
+    assert _is_gone(worker)
+    with pytest.raises(BmcUnreachable):
+        pool.bmc(sim.where()).power()
+
+
+def test_field_21_the_password_is_in_no_argument_and_no_environment(
+    sim: IpmiSim, tmp_path: Path
+) -> None:
+    pool = IpmiPool(tmp_path / "locks")
+    try:
+        pool.bmc(sim.where()).power()
+        [worker] = pool.workers.pids()
+        sim.pause()
+        thread, _ = _exchange_in_background(pool, sim)
+        _until(lambda: len(_children(worker)) == 1)
+        for pid in (worker, *_children(worker)):
+            for part in ("cmdline", "environ"):
+                assert PASSWORD.encode() not in Path(f"/proc/{pid}/{part}").read_bytes()
+            assert Path(f"/proc/{pid}/environ").read_bytes() == b""
+        sim.resume()
+        thread.join(10)
+        for file in (tmp_path / "locks").iterdir():
+            assert file.read_bytes() == b""
+    finally:
+        pool.close()
+
+
+def test_a_worker_is_replaced_after_its_share_of_exchanges() -> None:
+    workers = Workers(exchanges_max=2)
+    request = {"address": "127.0.0.1", "port": 1, "user": "u", "password": "p", "arguments": {}}
+    pids = []
+    try:
+        for _ in range(4):
+            with workers.lent(timedelta(seconds=5)) as worker:
+                pids.append(worker.pid)
+                # A verb that is not on the list is refused before any packet is sent.
+                answer = worker.exchange(request | {"verb": "raw"}, timedelta(seconds=10))
+                assert answer == {"outcome": "crashed", "text": "KeyError"}
+    finally:
+        workers.close()
+    assert pids[0] == pids[1] != pids[2] == pids[3]
+
+
+def test_no_more_workers_than_allowed_are_lent() -> None:
+    workers = Workers(workers_max=1)
+    try:
+        with (
+            workers.lent(timedelta(seconds=5)),
+            pytest.raises(BmcUnreachable, match="free"),
+            workers.lent(timedelta(seconds=0.1)),
+        ):
+            pass
+        with workers.lent(timedelta(seconds=5)) as again:
+            assert again.pid in workers.pids()
+    finally:
+        workers.close()
+
+
+def test_only_a_few_idle_workers_are_kept() -> None:
+    workers = Workers(idle_workers_max=1)
+    try:
+        with workers.lent(timedelta(seconds=5)), workers.lent(timedelta(seconds=5)):
+            assert len(workers.pids()) == 2
+        assert len(workers.pids()) == 1
+    finally:
+        workers.close()
+    assert workers.pids() == []

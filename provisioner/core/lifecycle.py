@@ -35,10 +35,12 @@ class E(StrEnum):
 
     START = "start"
     CANCEL = "cancel"
+    REFUSED = "refused"
     POWERED_OFF = "powered_off"
     NEXT_BOOT_SET = "next_boot_set"
     POWERED_ON = "powered_on"
     BMC_FAILED = "bmc_failed"
+    BMC_LOGIN_REFUSED = "bmc_login_refused"
     AGENT_SEEN = "agent_seen"
     REPORTED = "reported"
     WRITE_PERMITTED = "write_permitted"
@@ -85,12 +87,17 @@ _DISK: Final = SetNextBoot(BootDevice.DISK)
 _NETBOOT: Final[Table] = {
     (_P.QUEUED,     E.START):          (_P.NETBOOTING, (PowerOff(soft=True),),  None),
     (_P.QUEUED,     E.CANCEL):         (_P.CANCELLED,  (),                      None),
+    # Protected or taken into maintenance since it was requested: hands off.
+    (_P.QUEUED,     E.REFUSED):        (_P.FAILED,     (),                      None),
     (_P.QUEUED,     E.TIMED_OUT):      (_P.FAILED,     (),                      None),
     (_P.NETBOOTING, E.POWERED_OFF):    (_P.NETBOOTING, (_NETWORK,),             None),
     (_P.NETBOOTING, E.NEXT_BOOT_SET):  (_P.NETBOOTING, (PowerOn(),),            None),
     (_P.NETBOOTING, E.POWERED_ON):     (_P.NETBOOTING, (),                      None),
     (_P.NETBOOTING, E.RUNG_TIMED_OUT): (_P.NETBOOTING, (PowerOff(soft=False),), None),
     (_P.NETBOOTING, E.BMC_FAILED):     (_P.FAILED,     (ReturnToDisk(),),       None),
+    # No effect: another exchange would be a second try with a wrong password, and BMCs
+    # lock accounts.
+    (_P.NETBOOTING, E.BMC_LOGIN_REFUSED): (_P.FAILED,  (),                      None),
     (_P.NETBOOTING, E.TIMED_OUT):      (_P.FAILED,     (ReturnToDisk(),),       None),
     (_P.NETBOOTING, E.CANCEL):         (_P.CANCELLED,  (ReturnToDisk(),),       None),
 }  # fmt: skip
@@ -119,6 +126,7 @@ DEPLOYMENT: Final[Table] = {
     # The boot rule sends the host to its disk whatever the BMC remembers, so a BMC that
     # fails now is noted and does not stop the deployment.
     (_P.BOOTING,    E.BMC_FAILED):       (_P.BOOTING,   (),                None),
+    (_P.BOOTING,    E.BMC_LOGIN_REFUSED): (_P.BOOTING,  (),                None),
     (_P.BOOTING,    E.PHONED_HOME):      (_P.PROVING,   (),                None),
     (_P.BOOTING,    E.EVIDENCE_REFUSED): (_P.FAILED,    (),                None),
     (_P.BOOTING,    E.TIMED_OUT):        (_P.FAILED,    (),                None),

@@ -132,16 +132,23 @@ class Host:
     created_at: datetime
 
     @property
-    def why_not_rebuilt(self) -> str | None:
-        """Why no operation may begin on this host now; None when one may."""
+    def why_not_disturbed(self) -> str | None:
+        """Why no operation at all may begin on this host now; None when one may."""
         if self.state is HostState.RETIRED:
             return "it is retired"
+        if self.in_maintenance:
+            return "it is in maintenance"
+        return None
+
+    @property
+    def why_not_rebuilt(self) -> str | None:
+        """Why no deployment may begin on this host now; None when one may."""
+        if (reason := self.why_not_disturbed) is not None:
+            return reason
         if not self.is_confirmed:
             return "it was discovered and nobody has confirmed it"
         if self.is_protected:
             return "it is protected"
-        if self.in_maintenance:
-            return "it is in maintenance"
         if self.quarantine_reason is not None:
             return f"it is quarantined: {self.quarantine_reason}"
         return None

@@ -414,8 +414,9 @@ class AgentSessions:
 
 def _mismatch(body: Json, operation: Operation, release_id: str | None) -> Json | None:
     """Return the error for a report that is not from the deployed system, or None."""
-    disk, found = operation.evidence.get("disk", {}), body.get("root_disk") or {}
-    if body.get("release_id") != release_id:
+    disk = operation.evidence.get("disk", {})
+    found = body["root_disk"] if isinstance(body.get("root_disk"), dict) else {}
+    if release_id is None or body.get("release_id") != release_id:
         return {
             "code": "wrong_system",
             "message": "the host came up with another system than the deployed one",
@@ -423,7 +424,8 @@ def _mismatch(body: Json, operation: Operation, release_id: str | None) -> Json 
             "found": body.get("release_id"),
             "hint": "check the boot order: it may have started an old system from another disk",
         }
-    if disk.get("serial") and found.get("serial") != disk["serial"]:
+    known_by = "serial" if disk.get("serial") else "wwn"
+    if found.get(known_by) != disk.get(known_by):
         return {
             "code": "wrong_disk",
             "message": "the host runs from another disk than the deployed one",

@@ -21,6 +21,7 @@ from provisioner.errors import Conflict, NotFound, RequestError
 
 from .chance import new_operation_id
 from .lookup import find_release, host_named
+from .seeds import check_renders_for
 from .transitions import Transitions
 
 HOSTS_PER_REQUEST_MAX: Final = 1000
@@ -68,6 +69,7 @@ class Operations:
                         found=host.profile,
                         hint=f"provisioner host change {host.name} --profile NAME",
                     )
+                check_renders_for(host, profile)
                 pins = {"ramdisk": ramdisk, "profile": profile.digest, "release_name": row.name}
                 operation = self._new(host, Kind.DEPLOYMENT, row.digest, pins, options, actor)
                 made.append(self._add(tx, host, operation, actor))
@@ -79,6 +81,10 @@ class Operations:
         with self._store.begin() as tx:
             found = host_named(tx, host)
             self._check_idle(tx, found)
+            if (reason := found.why_not_disturbed) is not None:
+                raise Conflict(
+                    f"host {found.name} is not inspected: {reason}", host=found.name, found=reason
+                )
             operation = self._new(found, Kind.INSPECTION, None, {"ramdisk": ramdisk}, {}, actor)
             return self._add(tx, found, operation, actor)
 
@@ -194,6 +200,13 @@ class Operations:
             )
         )
         return operation
+
+
+def why_not_started(operation: Operation, host: Host) -> str | None:
+    """Why a queued operation may not begin after all; None when it may."""
+    if operation.kind is Kind.DEPLOYMENT:
+        return host.why_not_rebuilt
+    return host.why_not_disturbed
 
 
 def _check_selection(hosts: Sequence[str]) -> None:

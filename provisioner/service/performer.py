@@ -19,6 +19,7 @@ from provisioner.core.model import (
     Firmware,
     Host,
     Operation,
+    Phase,
     PowerState,
 )
 from provisioner.errors import BmcAuthFailed, BmcUnreachable, DeviceError, NotFound
@@ -71,6 +72,9 @@ class Performer:
             return
         try:
             fact = self._with_retries(host, operation, outgoing.effect)
+        except BmcAuthFailed as error:
+            self._feed(outgoing, operation, host, E.BMC_LOGIN_REFUSED, error)
+            return
         except DeviceError as error:
             self._feed(outgoing, operation, host, E.BMC_FAILED, error)
             return
@@ -210,7 +214,9 @@ def _is_overtaken(outgoing: Outgoing, operation: Operation, host: Host) -> bool:
     towards_disk = isinstance(outgoing.effect, ReturnToDisk) or (
         isinstance(outgoing.effect, SetNextBoot) and outgoing.effect.device is BootDevice.DISK
     )
-    return operation.is_final and not towards_disk
+    # The way into the network is over as soon as the agent is there: a PowerOff that comes
+    # late, or for a second time after a crash, would cut the power of a disk being written.
+    return operation.phase is not Phase.NETBOOTING and not towards_disk
 
 
 def _named(error: DeviceError, host: Host) -> DeviceError:

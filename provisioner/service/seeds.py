@@ -46,7 +46,14 @@ def render_seed(
 
 def check_renders(profile: Profile) -> None:
     """Raise RequestError now for a `${name}` that could never be filled in."""
-    host = _example_host(profile.name)
+    check_renders_for(_example_host(profile.name), profile)
+
+
+def check_renders_for(host: Host, profile: Profile) -> None:
+    """Raise RequestError now for a `${name}` that this host has no value for.
+
+    Found out later, when the seed is handed out, the old system would be gone already.
+    """
     lookup = _lookup(host, profile)
     filled(profile.document.get("cloud_config", {}), lookup)
     filled(profile.document.get("network", {}), lookup)

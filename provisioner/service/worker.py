@@ -18,6 +18,7 @@ from provisioner.core.profile import Health, health_of
 from provisioner.errors import ProvisionerError
 
 from .health import Finding, check_all
+from .operations import why_not_started
 from .performer import Performer
 from .transitions import Transitions
 
@@ -81,7 +82,17 @@ class Worker:
                 return
             room = self._in_flight_max - tx.count_operations(_IN_FLIGHT)
         for operation in queued[: max(room, 0)]:
+            self._start(operation)
+
+    def _start(self, operation: Operation) -> None:
+        """Start it, or end it when its host was flagged since it was requested."""
+        with self._store.read() as tx:
+            host = tx.host(operation.host_id)
+        reason = why_not_started(operation, host)
+        if reason is None:
             self._apply(operation, E.START)
+        else:
+            self._apply(operation, E.REFUSED, error=_refused_error(host, reason))
 
     def end_overdue(self) -> None:
         """Give every operation whose deadline has passed its next rung or its end."""
@@ -167,6 +178,17 @@ def judge(
     evidence: Json = {"checks": checks, "healthy_since": since.isoformat()}
     soaked = (now - since).total_seconds() >= health.soak_s
     return (E.SOAKED if soaked else E.CHECKED), evidence
+
+
+def _refused_error(host: Host, reason: str) -> Json:
+    return {
+        "code": "host_refused",
+        "message": f"host {host.name} was left alone: {reason}",
+        "host": host.name,
+        "expected": "a host without flags",
+        "found": reason,
+        "hint": f"provisioner host show {host.name}; then request it again",
+    }
 
 
 _EXPECTED: Final[dict[Phase, tuple[str, str]]] = {

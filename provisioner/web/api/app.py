@@ -1,0 +1,112 @@
+"""The operator API: routes under /api/v1, OpenAPI at /openapi.json, /healthz, /metrics.
+
+Puts the parts together; every use case is a service's.
+"""
+
+import threading
+from typing import Any, Final
+
+from apiflask import APIFlask
+from apiflask.exceptions import HTTPError
+from flask import Response, jsonify
+
+from provisioner.errors import ProvisionerError, RequestError
+
+from ..problems import install_problems, problem_response
+from .access import access_routes
+from .auth import Verb, install_auth, needs
+from .catalogue import catalogue_routes
+from .hosts import host_routes
+from .idempotency import install_idempotency
+from .metrics import install_metrics
+from .operations import operation_routes
+from .schemas import ProblemOut
+from .services import ApiServices
+
+PREFIX: Final = "/api/v1"
+API_VERSION: Final = "1"
+BODY_BYTES_MAX: Final = 8 * 1024 * 1024  # an import of ten thousand hosts is about 4 MB
+ABOUT: Final = (
+    "This is a provisioner: it rebuilds servers from signed golden images.\n"
+    "The API is described at /openapi.json; the command line is `provisioner`.\n"
+)
+
+
+def create_app(services: ApiServices, *, stopping: threading.Event | None = None) -> APIFlask:
+    """Return the WSGI application. Streams end when `stopping` is set."""
+    app = APIFlask(
+        "provisioner.api",
+        title="provisioner",
+        version=API_VERSION,
+        json_errors=False,
+        docs_path=None,
+    )
+    app.config["MAX_CONTENT_LENGTH"] = BODY_BYTES_MAX
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
+    _describe(app)
+    install_problems(app)
+    app.error_processor(_problem)
+    install_metrics(app, services.store)
+    install_auth(app, services.tokens)
+    install_idempotency(app, services.store)
+    for routes in (
+        host_routes(services),
+        operation_routes(services, stopping or threading.Event()),
+        catalogue_routes(services),
+        access_routes(services),
+    ):
+        app.register_blueprint(routes, url_prefix=PREFIX)
+    _add_health(app, services)
+    return app
+
+
+def _describe(app: APIFlask) -> None:
+    app.info = {"description": ABOUT}
+    app.security_schemes = {"token": {"type": "http", "scheme": "bearer"}}
+    app.config["VALIDATION_ERROR_STATUS_CODE"] = RequestError.status
+    app.config["VALIDATION_ERROR_SCHEMA"] = ProblemOut
+    app.config["HTTP_ERROR_SCHEMA"] = ProblemOut
+    app.config["AUTO_404_RESPONSE"] = True
+
+    @app.spec_processor
+    def everything_needs_a_token(spec: dict[Any, Any] | str) -> dict[Any, Any] | str:
+        assert isinstance(spec, dict)  # the format is JSON
+        spec["security"] = [{"token": []}]
+        return spec
+
+    app.view_functions["openapi.spec"] = needs(Verb.PUBLIC)(app.view_functions["openapi.spec"])
+
+
+def _problem(error: HTTPError) -> Response:
+    """Turn the framework's own refusal, a body or query that does not fit, into a problem."""
+    detail = error.detail if isinstance(error.detail, dict) else {}
+    wrong = [
+        f"{place}: {' '.join(texts) if isinstance(texts, list) else texts}"
+        for fields in detail.values()
+        if isinstance(fields, dict)
+        for place, texts in fields.items()
+    ]
+    refusal = RequestError(
+        "the request does not fit: " + "; ".join(wrong) if wrong else str(error.message),
+        hint="see /openapi.json for what each route takes",
+    )
+    return problem_response(refusal)
+
+
+def _add_health(app: APIFlask, services: ApiServices) -> None:
+    @app.get("/")
+    @app.doc(hide=True)
+    @needs(Verb.PUBLIC)
+    def about() -> Response:
+        return Response(ABOUT, content_type="text/plain; charset=utf-8")
+
+    @app.get("/healthz")
+    @app.doc(summary="Whether the API and its database answer", security=[])
+    @needs(Verb.PUBLIC)
+    def healthz() -> Response:
+        try:
+            with services.store.read() as tx:
+                tx.count_operations([])
+        except ProvisionerError as error:
+            return problem_response(error)
+        return jsonify(status="ok")

@@ -1,0 +1,289 @@
+"""The shapes of the operator API: what comes in, strictly, and what goes out. No secret has
+a field in anything that goes out, but for a new token, once."""
+
+from datetime import datetime
+from ipaddress import IPv4Address, IPv6Address
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from provisioner.core.model import Firmware, LocalBoot
+
+PAGE_MAX = 1000
+TEXT_MAX = 256
+
+Text = Annotated[str, Field(min_length=1, max_length=TEXT_MAX)]
+Labels = Annotated[dict[Text, Annotated[str, Field(max_length=TEXT_MAX)]], Field(max_length=64)]
+
+
+class _In(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Query(BaseModel):
+    # Each value of a query is a text, so this one is lax about types, not about names.
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+
+
+class BmcIn(_In):
+    """Where the host's BMC answers IPMI, and how to log in. The password is never sent back."""
+
+    address: IPv4Address | IPv6Address
+    port: int = Field(623, ge=1, le=65535)
+    user: Text
+    password: SecretStr = Field(min_length=1, max_length=128)
+
+
+class HostIn(_In):
+    name: Text
+    macs: list[Text] = Field(min_length=1, max_length=16)
+    bmc: BmcIn | None = None
+    firmware: Firmware | None = None
+    uuid: Text | None = None
+    serial: Text | None = None
+    profile: Text | None = None
+    local_boot: LocalBoot = LocalBoot.EXIT
+    labels: Labels = Field(default_factory=dict)
+
+
+class ImportIn(_In):
+    """Enrols all of the hosts, or none."""
+
+    hosts: list[HostIn] = Field(max_length=10_000)
+
+
+class HostChangeIn(_In):
+    """What is left out stays as it is."""
+
+    profile: Text | None = None
+    local_boot: LocalBoot | None = None
+    bmc: BmcIn | None = None
+    labels: Labels | None = None
+
+
+class FlagsIn(_In):
+    """What is left out stays as it is."""
+
+    is_protected: bool | None = None
+    in_maintenance: bool | None = None
+    release_quarantine: bool = False
+
+
+class ConfirmIn(_In):
+    """Takes a discovered host into management."""
+
+    new_name: Text | None = None
+    bmc: BmcIn | None = None
+    profile: Text | None = None
+
+
+class PowerIn(_In):
+    action: Literal["status", "on", "off", "soft-off", "reset"]
+
+
+class DeploymentOptionsIn(_In):
+    soft_shutdown: bool = True
+
+
+class DeploymentIn(_In):
+    """Hosts have no default: an empty selection selects nothing."""
+
+    hosts: list[Text] = Field(max_length=1000)
+    release: Text
+    options: DeploymentOptionsIn = Field(default_factory=DeploymentOptionsIn)
+
+
+class ProfileIn(_In):
+    document: dict[str, Any]
+
+
+class TokenIn(_In):
+    name: Text
+    role: Literal["viewer", "operator", "publisher", "admin"]
+    expires_in_s: int | None = Field(None, ge=60, le=10 * 365 * 24 * 3600)
+
+
+class PageQuery(_Query):
+    after: str = Field("", max_length=TEXT_MAX)
+    limit: int = Field(PAGE_MAX, ge=1, le=PAGE_MAX)
+
+
+class NumberedPageQuery(_Query):
+    after: int = Field(0, ge=0)
+    limit: int = Field(200, ge=1, le=PAGE_MAX)
+
+
+class OperationsQuery(_Query):
+    host: str | None = Field(None, max_length=TEXT_MAX)
+    open: bool = False
+    limit: int = Field(100, ge=1, le=PAGE_MAX)
+    ids: str = Field("", max_length=64 * PAGE_MAX, description="comma-separated operation ids")
+
+
+class BmcOut(BaseModel):
+    address: str
+    port: int
+    user: str
+
+
+class OpenOperationOut(BaseModel):
+    id: str
+    kind: str
+    phase: str
+
+
+class HostOut(BaseModel):
+    id: str
+    name: str
+    state: str
+    macs: list[str]
+    firmware: str | None
+    local_boot: str
+    uuid: str | None
+    serial: str | None
+    profile: str | None
+    bmc: BmcOut | None
+    generation: int
+    release: str | None
+    release_name: str | None
+    last_good: str | None
+    is_confirmed: bool
+    is_protected: bool
+    in_maintenance: bool
+    quarantine_reason: str | None
+    labels: dict[str, str]
+    root_disk: dict[str, Any] | None
+    inventory: dict[str, Any] | None = Field(description="left out of lists")
+    operation: OpenOperationOut | None
+    created_at: datetime
+
+
+class HostsOut(BaseModel):
+    hosts: list[HostOut]
+    next: str | None = Field(description="give it as `after` for the next page")
+
+
+class EventOut(BaseModel):
+    number: int
+    at: datetime
+    source: str
+    text: str
+    operation: str | None
+    mac: str | None
+    detail: dict[str, Any]
+
+
+class EventsOut(BaseModel):
+    events: list[EventOut]
+    next: int | None
+
+
+class PowerOut(BaseModel):
+    power: str | None = Field(description="on or off for `status`, otherwise null")
+
+
+class OperationOut(BaseModel):
+    id: str
+    host: str
+    kind: str
+    phase: str
+    is_final: bool
+    generation: int
+    rung: int
+    release: str | None
+    release_name: str | None
+    requested_by: str
+    requested_at: datetime
+    phase_at: datetime
+    deadline_at: datetime | None
+    ended_at: datetime | None
+    phase_seconds: dict[str, float]
+    progress: dict[str, Any]
+    error: dict[str, Any] | None
+    evidence: dict[str, Any]
+    pins: dict[str, Any]
+    options: dict[str, Any]
+
+
+class OperationsOut(BaseModel):
+    operations: list[OperationOut]
+
+
+class ReleaseOut(BaseModel):
+    digest: str
+    name: str
+    image: str
+    version: str
+    size_bytes: int
+    used_bytes: int
+    stored_bytes: int
+    firmware: list[str]
+    release_id: str
+    published_at: datetime
+
+
+class ReleasesOut(BaseModel):
+    releases: list[ReleaseOut]
+
+
+class ProfileOut(BaseModel):
+    name: str
+    digest: str
+    document: dict[str, Any]
+    created_at: datetime
+
+
+class ProfilesOut(BaseModel):
+    profiles: list[ProfileOut]
+
+
+class AuditRowOut(BaseModel):
+    number: int
+    at: datetime
+    actor: str
+    action: str
+    subject: str
+    detail: dict[str, Any]
+    before_hash: str
+    row_hash: str
+
+
+class AuditOut(BaseModel):
+    rows: list[AuditRowOut]
+    next: int | None
+
+
+class VerifiedOut(BaseModel):
+    rows_checked: int
+
+
+class TokenOut(BaseModel):
+    name: str
+    role: str
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+class TokensOut(BaseModel):
+    tokens: list[TokenOut]
+
+
+class NewTokenOut(BaseModel):
+    name: str
+    role: str
+    token: str = Field(description="shown this once")
+
+
+class ProblemOut(BaseModel):
+    """Every error: RFC 9457, with our own members after the standard ones."""
+
+    type: str = Field(description="urn:provisioner:error:request, device, trust, …")
+    title: str
+    status: int
+    detail: str
+    code: str
+    host: str | None = None
+    expected: Any = None
+    found: Any = None
+    hint: str | None = None

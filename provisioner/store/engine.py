@@ -58,8 +58,10 @@ def open_engine(url: str) -> Engine:
 
 
 def for_reading(engine: Engine) -> Engine:
-    """Return the same engine, whose transactions take no write lock on SQLite."""
-    return engine.execution_options(sqlite_begin="BEGIN")
+    """Return the same engine, whose transactions see one state and take no write lock."""
+    if engine.dialect.name == "sqlite":
+        return engine.execution_options(sqlite_begin="BEGIN")
+    return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

@@ -24,11 +24,12 @@ class Postgres:
     socket_dir: Path
     _numbers: Iterator[int] = field(default_factory=count)
 
-    def new_database(self) -> str:
-        """Create an empty database and return its URL."""
+    def new_database(self, template: str = "template1") -> str:
+        """Create an empty database, or a copy of `template`, and return its URL."""
         name = f"test_{next(self._numbers)}"
+        who = ["-h", str(self.socket_dir), "-U", "provisioner"]
         subprocess.run(
-            ["createdb", "-h", str(self.socket_dir), "-U", "provisioner", name],
+            ["createdb", *who, "-T", template, name],
             check=True,
             capture_output=True,
             cwd="/",

@@ -1,0 +1,34 @@
+"""Brings a database to the tables of this version, ours and those of the effects."""
+
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import Connection, Engine, text
+
+from .durable import prepare_effects
+
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+# Any number that nothing else in the database takes an advisory lock on.
+MIGRATION_LOCK: Final = 0x70726F77
+
+
+def upgrade(engine: Engine) -> None:
+    """Run the migrations that are missing, in one transaction. Repeatable; of two processes
+    that begin at once, one waits."""
+    with engine.begin() as connection:
+        if engine.dialect.name != "sqlite":
+            lock = text("SELECT pg_advisory_xact_lock(:number)")
+            connection.execute(lock, {"number": MIGRATION_LOCK})
+        _migrate(connection)
+    prepare_effects(engine)
+
+
+def _migrate(connection: Connection) -> None:
+    # Alembic takes a while to import, and only whoever opens a database needs it.
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

@@ -1,0 +1,153 @@
+"""Turns rows into the core's values and back. Pure, but for the sealing it is handed."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..core.audit import AuditRow
+from ..core.contracts import AgentToken, ApiToken
+from ..core.model import (
+    BmcAddress,
+    Event,
+    Firmware,
+    Host,
+    HostId,
+    HostState,
+    Kind,
+    LocalBoot,
+    Operation,
+    Phase,
+    Profile,
+    ReleaseRow,
+    Secret,
+    Ticket,
+)
+
+Row = Mapping[str, Any]
+BMC_PASSWORD = "bmc_password"
+
+
+@dataclass(frozen=True)
+class Sealing:
+    """How secrets are put away: `seal(host id, column, secret)` and its reverse, `open`."""
+
+    seal: Callable[[HostId, str, Secret], bytes]
+    open: Callable[[HostId, str, bytes], Secret]
+
+
+def host_row(host: Host, sealing: Sealing) -> dict[str, Any]:
+    bmc = host.bmc
+    return {
+        "id": host.id,
+        "name": host.name,
+        "state": host.state.value,
+        "macs": list(host.macs),
+        "firmware": host.firmware.value if host.firmware else None,
+        "local_boot": host.local_boot.value,
+        "uuid": host.uuid,
+        "serial": host.serial,
+        "profile": host.profile,
+        "bmc_address": bmc.address if bmc else None,
+        "bmc_port": bmc.port if bmc else None,
+        "bmc_user": bmc.user if bmc else None,
+        "bmc_password": sealing.seal(host.id, BMC_PASSWORD, bmc.password) if bmc else None,
+        "generation": host.generation,
+        "release": host.release,
+        "last_good": host.last_good,
+        "is_confirmed": host.is_confirmed,
+        "is_protected": host.is_protected,
+        "in_maintenance": host.in_maintenance,
+        "quarantine_reason": host.quarantine_reason,
+        "labels": dict(host.labels),
+        "inventory": host.inventory,
+        "root_disk": host.root_disk,
+        "created_at": host.created_at,
+    }
+
+
+def host_of(row: Row, sealing: Sealing) -> Host:
+    return Host(
+        id=HostId(row["id"]),
+        name=row["name"],
+        state=HostState(row["state"]),
+        macs=tuple(row["macs"]),
+        firmware=Firmware(row["firmware"]) if row["firmware"] else None,
+        local_boot=LocalBoot(row["local_boot"]),
+        uuid=row["uuid"],
+        serial=row["serial"],
+        profile=row["profile"],
+        bmc=_bmc_of(row, sealing),
+        generation=row["generation"],
+        release=row["release"],
+        last_good=row["last_good"],
+        is_confirmed=row["is_confirmed"],
+        is_protected=row["is_protected"],
+        in_maintenance=row["in_maintenance"],
+        quarantine_reason=row["quarantine_reason"],
+        labels=row["labels"],
+        inventory=row["inventory"],
+        root_disk=row["root_disk"],
+        created_at=row["created_at"],
+    )
+
+
+def _bmc_of(row: Row, sealing: Sealing) -> BmcAddress | None:
+    if row["bmc_address"] is None:
+        return None
+    password = sealing.open(HostId(row["id"]), BMC_PASSWORD, row["bmc_password"])
+    return BmcAddress(row["bmc_address"], row["bmc_port"], row["bmc_user"], password)
+
+
+def operation_row(operation: Operation) -> dict[str, Any]:
+    values = {name: getattr(operation, name) for name in Operation.__dataclass_fields__}
+    values["kind"] = operation.kind.value
+    values["phase"] = operation.phase.value
+    values["phase_seconds"] = dict(operation.phase_seconds)
+    return values
+
+
+def operation_of(row: Row) -> Operation:
+    values = {name: row[name] for name in Operation.__dataclass_fields__}
+    values["kind"] = Kind(row["kind"])
+    values["phase"] = Phase(row["phase"])
+    return Operation(**values)
+
+
+def ticket_of(row: Row) -> Ticket:
+    return Ticket(**row)
+
+
+def agent_token_of(row: Row) -> AgentToken:
+    return AgentToken(**row)
+
+
+def api_token_of(row: Row) -> ApiToken:
+    return ApiToken(**row)
+
+
+def release_row(release: ReleaseRow) -> dict[str, Any]:
+    return {**asdict(release), "firmware": list(release.firmware)}
+
+
+def release_of(row: Row) -> ReleaseRow:
+    return ReleaseRow(**{**row, "firmware": tuple(row["firmware"])})
+
+
+def profile_of(row: Row) -> Profile:
+    return Profile(row["name"], row["digest"], row["document"], row["created_at"])
+
+
+def audit_of(row: Row) -> AuditRow:
+    return AuditRow(**row)
+
+
+def event_row(event: Event) -> dict[str, Any]:
+    # The text may come from the wire. PostgreSQL takes no NUL and neither database half a
+    # surrogate pair.
+    text = event.text.encode("utf-8", "replace").decode().replace("\0", "�")
+    return {**asdict(event), "text": text}
+
+
+def event_of(row: Row) -> tuple[int, Event]:
+    values = {name: row[name] for name in Event.__dataclass_fields__}
+    return row["number"], Event(**values)

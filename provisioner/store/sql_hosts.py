@@ -1,0 +1,84 @@
+"""Hosts and their NICs in SQL."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Select, select
+
+from ..core.model import Host, HostId
+from ..errors import Conflict, NotFound
+from .rows import host_of, host_row
+from .sql import Queries
+from .tables import hosts, nics
+
+
+class HostQueries(Queries):
+    def host(self, host_id: HostId) -> Host:
+        row = self._one(select(hosts).where(hosts.c.id == host_id), lock=True)
+        if row is None:
+            raise NotFound(f"there is no host with the id {host_id}")
+        return host_of(row, self._sealing)
+
+    def host_named(self, name: str) -> Host | None:
+        """Return the host of that name, else the one with that id."""
+        for column in (hosts.c.name, hosts.c.id):
+            row = self._one(select(hosts).where(column == name), lock=True)
+            if row is not None:
+                return host_of(row, self._sealing)
+        return None
+
+    def hosts_with_mac(self, mac: str) -> Sequence[Host]:
+        owner = select(nics.c.host_id).where(nics.c.mac == mac)
+        return self._hosts(select(hosts).where(hosts.c.id.in_(owner)))
+
+    def hosts_with_uuid(self, uuid: str) -> Sequence[Host]:
+        return self._hosts(select(hosts).where(hosts.c.uuid == uuid).order_by(hosts.c.name))
+
+    def hosts(self, *, after: str = "", limit: int = 1000) -> Sequence[Host]:
+        page = select(hosts).where(hosts.c.name > after).order_by(hosts.c.name).limit(limit)
+        return self._hosts(page)
+
+    def _hosts(self, query: Select[Any]) -> list[Host]:
+        return [host_of(row, self._sealing) for row in self._all(query)]
+
+    def add_host(self, host: Host) -> None:
+        taken = Conflict(f"there is a host named {host.name} already", host=host.name)
+        with self._connection.begin_nested():
+            self._add(hosts, host_row(host, self._sealing), taken)
+            for mac in host.macs:
+                self._add_nic(host, mac)
+
+    def _add_nic(self, host: Host, mac: str) -> None:
+        owner = select(hosts.c.name).join(nics).where(nics.c.mac == mac)
+        taken = Conflict(f"the MAC {mac} belongs to another host", host=host.name, found=mac)
+        try:
+            self._add(nics, {"mac": mac, "host_id": host.id}, taken)
+        except Conflict as error:
+            other = self._connection.execute(owner).scalar()
+            error.hint = f"it is a NIC of {other}: change that host first"
+            raise
+
+    def save_host(self, host: Host) -> None:
+        """Save every field. Raises Conflict, with nothing changed, on a used name or MAC."""
+        saved = self._one(select(hosts.c.name, hosts.c.macs).where(hosts.c.id == host.id))
+        if saved is None:
+            raise NotFound(f"there is no host with the id {host.id}")
+        row = host_row(host, self._sealing)
+        change = hosts.update().where(hosts.c.id == host.id).values(row)
+        if saved == {"name": host.name, "macs": list(host.macs)}:
+            self._change(change)
+            return
+        with self._connection.begin_nested():
+            self._change(change, Conflict(f"there is another host named {host.name}"))
+            self._change_nics(host, saved["macs"])
+
+    def _change_nics(self, host: Host, before: Sequence[str]) -> None:
+        for mac in set(before) - set(host.macs):
+            self._change(nics.delete().where(nics.c.mac == mac, nics.c.host_id == host.id))
+        for mac in host.macs:
+            if mac not in before:
+                self._add_nic(host, mac)
+
+    def delete_host(self, host_id: HostId) -> None:
+        """Delete the host with everything that hangs on it; the audit log keeps its past."""
+        self._change(hosts.delete().where(hosts.c.id == host_id))

@@ -1,0 +1,74 @@
+"""The store: transactions over SQLite or PostgreSQL. What they can do is in `sql_*.py`."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Final
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from ..core.contracts import Tx
+from ..errors import Unavailable
+from .engine import for_reading
+from .rows import Sealing
+from .sql_catalogue import CatalogueQueries
+from .sql_hosts import HostQueries
+from .sql_operations import OperationQueries
+from .sql_permissions import PermissionQueries
+from .sql_records import EffectQueue, RecordQueries
+
+# PostgreSQL: the transaction lost a race or a deadlock, and would succeed when tried again.
+_LOST_RACES: Final = ("40001", "40P01", "55P03")
+
+
+class SqlTx(HostQueries, OperationQueries, PermissionQueries, CatalogueQueries, RecordQueries):
+    """One transaction: see `core.contracts.Tx`."""
+
+
+class SqlStore:
+    """The one truth about state, in SQL."""
+
+    def __init__(self, engine: Engine, effect_queue: EffectQueue, sealing: Sealing) -> None:
+        self._engine = engine
+        self._reading = for_reading(engine)
+        self._queue = effect_queue
+        self._sealing = sealing
+
+    def begin(self) -> AbstractContextManager[Tx]:
+        """Read and write; committed at the end of the block, or rolled back by an error.
+
+        Raises Unavailable when the database does not serve in time: nothing was saved then,
+        and trying again later helps.
+        """
+        return self._transaction(self._engine, writes=True)
+
+    def read(self) -> AbstractContextManager[Tx]:
+        """Read one consistent state, without holding up those who write."""
+        return self._transaction(self._reading, writes=False)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def _transaction(self, engine: Engine, *, writes: bool) -> Iterator[Tx]:
+        try:
+            with engine.connect() as connection, connection.begin() as transaction:
+                tx = SqlTx(connection, self._sealing, self._queue, writes=writes)
+                yield tx
+                tx.write_records()
+                if not writes:
+                    transaction.rollback()
+        except PoolTimeout as error:
+            raise Unavailable("all database connections are in use") from error
+        except DBAPIError as error:
+            if not _is_passing(error):
+                raise
+            # Not the error's text: it may show parameters, and hosts of the database.
+            raise Unavailable("the database cannot serve now", hint="try again later") from error
+
+
+def _is_passing(error: DBAPIError) -> bool:
+    if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
+        return True
+    return getattr(error.orig, "sqlstate", None) in _LOST_RACES

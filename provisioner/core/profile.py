@@ -25,6 +25,8 @@ DOCUMENT_BYTES_MAX: Final = 256 * 1024
 DEPTH_MAX: Final = 24
 NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _KEYS: Final = ("variables", "cloud_config", "network", "disk", "health")
+# Printable ASCII without spaces: nothing that could end a request line.
+_HTTP_PATH: Final = re.compile(r"/[!-~]{0,1023}")
 _PLACE: Final = re.compile(r"\$\{([^}]*)\}")
 
 
@@ -65,8 +67,8 @@ def revision(name: str, document: Json, created_at: datetime) -> Profile:
     """
     if not NAME.fullmatch(name):
         raise RequestError("that is not a usable profile name", expected="a-z, 0-9, -", found=name)
-    _known_keys(document, _KEYS, f"profile {name}")
-    for key in ("variables", "cloud_config", "network", "disk", "health"):
+    _known_keys(_mapping(document, f"profile {name}"), _KEYS, f"profile {name}")
+    for key in _KEYS:
         _mapping(document.get(key, {}), f"profile {name}: {key}")
     if not document.get("disk"):
         raise RequestError(
@@ -89,14 +91,16 @@ def revision(name: str, document: Json, created_at: datetime) -> Profile:
 def canonical(document: Json) -> bytes:
     """Return the document as canonical JSON. Raises RequestError for what JSON cannot hold."""
     try:
-        text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    except (TypeError, ValueError) as error:
+        text = json.dumps(
+            document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        ).encode()
+    except (TypeError, ValueError, RecursionError) as error:
         raise RequestError(
             "a profile holds text, numbers, true and false, lists and mappings only",
             found=str(error),
             hint="quote dates and the like in YAML",
         ) from error
-    return text.encode()
+    return text
 
 
 def health_of(document: Json) -> Health:
@@ -129,7 +133,16 @@ def _check(item: object) -> Check:
     port = values.get("port", 1)
     if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
         raise RequestError(f"health check {kind}: port", expected="1 to 65535", found=port)
+    if kind == "http":
+        _check_http(values["path"], values["status"])
     return Check(kind, **values)
+
+
+def _check_http(path: object, status: object) -> None:
+    if not isinstance(path, str) or not _HTTP_PATH.fullmatch(path):
+        raise RequestError("health check http: path", expected="a path like /up", found=path)
+    if isinstance(status, bool) or not isinstance(status, int) or not 100 <= status <= 599:
+        raise RequestError("health check http: status", expected="100 to 599", found=status)
 
 
 def filled(value: Any, lookup: Callable[[str], str], *, depth: int = 0) -> Any:

@@ -1,0 +1,92 @@
+"""The command line of one QEMU host. Pure: it starts nothing and reads nothing."""
+
+from collections.abc import Sequence
+from typing import Final, Literal
+
+from provisioner.lab.model import Accel, Disk, Host
+
+QEMU: Final = "qemu-system-x86_64"
+OVMF_CODE: Final = "/usr/share/OVMF/OVMF_CODE_4M.fd"
+OVMF_VARS: Final = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+VARS_FILE: Final = "vars.fd"
+CPUS: Final = 2
+
+First = Literal["network", "disk"]
+
+
+def command(
+    host: Host, *, first: First, accel: Accel, qmp_handle: int, disks: Sequence[Disk]
+) -> list[str]:
+    """Return how to start this host so that its firmware tries `first`, then the other.
+
+    To be run in the host's directory. QEMU neither restarts nor leaves on the guest's wish,
+    but stops and says so over QMP (a connected socket, qmp_handle): who starts it again with
+    which boot order is decided elsewhere.
+    """
+    network_index, disk_index = (1, 2) if first == "network" else (len(disks) + 1, 1)
+    return [
+        QEMU,
+        *("-name", host.name),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none"),
+        *("-accel", "kvm" if accel == "kvm" else "tcg,thread=multi"),
+        *("-cpu", "host" if accel == "kvm" else "max"),
+        *("-smp", str(CPUS)),
+        *("-m", str(host.memory_mib)),
+        *_firmware(host),
+        *("-boot", "strict=on"),
+        *("-uuid", host.uuid),
+        *("-smbios", _smbios(host)),
+        *("-action", "reboot=shutdown,shutdown=pause"),
+        *("-chardev", "file,id=console,path=console.log,append=on"),
+        *("-serial", "chardev:console"),
+        *("-chardev", f"socket,id=qmp,fd={qmp_handle}"),
+        *("-mon", "chardev=qmp,mode=control"),
+        *("-device", "virtio-rng-pci"),
+        *_nic(host, network_index),
+        *[
+            part
+            for index, disk in enumerate(disks)
+            for part in _disk(host, disk, index, disk_index)
+        ],
+    ]
+
+
+def _firmware(host: Host) -> list[str]:
+    if host.firmware == "bios":
+        # Without graphics SeaBIOS brings its screen, and iPXE's, to the serial console.
+        return ["-machine", "q35,graphics=off"]
+    flash = "if=pflash,format=raw"
+    return [
+        *("-machine", "q35"),
+        *("-drive", f"{flash},unit=0,readonly=on,file={OVMF_CODE}"),
+        *("-drive", f"{flash},unit=1,file={VARS_FILE}"),
+    ]
+
+
+def _smbios(host: Host) -> str:
+    return (
+        f"type=1,manufacturer={host.manufacturer},product={host.product},"
+        f"serial={host.serial},uuid={host.uuid}"
+    )
+
+
+def _nic(host: Host, boot_index: int) -> list[str]:
+    has_rom = host.firmware == "bios" or host.nic_rom == "ipxe"
+    device = f"virtio-net-pci,netdev=net0,mac={host.mac},bootindex={boot_index}"
+    return [
+        *("-netdev", f"tap,id=net0,ifname={host.tap},script=no,downscript=no"),
+        *("-device", device if has_rom else f"{device},romfile="),
+    ]
+
+
+def _disk(host: Host, disk: Disk, index: int, first_index: int) -> list[str]:
+    # "unsafe" keeps a guest's flush in the page cache, which outlives a killed QEMU, too:
+    # what a guest was told is written stays written through a power cut of the host.
+    cache = "writeback" if host.honest_flush else "unsafe"
+    name = disk.path.rpartition("/")[2]
+    drive = f"if=none,id=disk{index},node-name=blocks{index},format=raw,file={name}"
+    device = f"virtio-blk-pci,drive=disk{index},serial={disk.serial}"
+    return [
+        *("-drive", f"{drive},cache={cache},discard=unmap"),
+        *("-device", f"{device},bootindex={first_index + index}"),
+    ]

@@ -200,7 +200,7 @@ def running_ipmi_sim(directory: Path) -> Iterator[IpmiSim]:
 class Relay:
     """A UDP relay before a BMC: counts what clients send and loses the packets named.
 
-    `lost` are numbers of packets, counted from 1 over both directions.
+    `lost` are numbers of packets, counted from 1 over both directions; `seen` is the last.
 
     `counts` is by RMCP+ payload type: 0x10 is an open-session request, 0x12 a login attempt
     (RAKP 1), 0x14 its proof of the password (RAKP 3).
@@ -210,7 +210,7 @@ class Relay:
         self.counts: Counter[int] = Counter()
         self._target = ("127.0.0.1", port)
         self._lost = lost
-        self._seen = 0
+        self.seen = 0
         self._front = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._front.bind(("127.0.0.1", 0))
         self._wake_read, self._wake_write = os.pipe()
@@ -229,8 +229,8 @@ class Relay:
         self._front.close()
 
     def _is_lost(self) -> bool:
-        self._seen += 1
-        return self._seen in self._lost
+        self.seen += 1
+        return self.seen in self._lost
 
     def _run(self) -> None:
         backs: dict[socket.socket, tuple[str, int]] = {}

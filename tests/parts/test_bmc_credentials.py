@@ -1,7 +1,5 @@
 """BMC passwords at rest open for their own host, column and key, and for nothing else."""
 
-import os
-
 import pytest
 
 from provisioner.bmc.credentials import open_, seal
@@ -26,7 +24,7 @@ def test_the_same_password_is_sealed_differently_each_time() -> None:
 @pytest.mark.parametrize(
     ("key", "host", "column"),
     [
-        (os.urandom(32), "host_1", "bmc_password"),
+        (bytes(32), "host_1", "bmc_password"),
         (KEY, "host_2", "bmc_password"),
         (KEY, "host_1", "bmc_user"),
         (KEY, "host_1bmc", "_password"),

@@ -1,8 +1,6 @@
 """The BMC room against OpenIPMI's simulator: what is sent, and what each failure becomes."""
 
 import ast
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -13,7 +11,6 @@ import pytest
 from provisioner.bmc.ipmi import IpmiPool, translate
 from provisioner.bmc.locks import bmc_lock, lock_name
 from provisioner.bmc.quirks import QUIRKS
-from provisioner.bmc.workers import PROGRAM
 from provisioner.core.model import BootDevice, PowerState
 from provisioner.errors import (
     BmcAuthFailed,
@@ -23,7 +20,7 @@ from provisioner.errors import (
     RequestError,
 )
 
-from .ipmi import PASSWORD, IpmiSim, running_ipmi_sim, running_relay
+from .ipmi import IpmiSim, running_ipmi_sim, running_relay
 
 OPEN_SESSION, LOGIN_ATTEMPT, PASSWORD_PROOF = 0x10, 0x12, 0x14
 
@@ -168,31 +165,6 @@ def test_a_slow_power_command_is_sent_once(sim: IpmiSim, pool: IpmiPool) -> None
     sim.delay(1.6)
     pool.bmc(sim.where()).reset()
     assert len(sim.calls()) == 1
-
-
-def test_pyghmi_starts_no_thread_in_a_worker(shared_sim: IpmiSim) -> None:
-    """Its thread misses packets; this fails when a new pyghmi has other inner names."""
-    program = f"""
-import importlib.util, json, sys, threading
-spec = importlib.util.spec_from_file_location("child", {str(PROGRAM)!r})
-child = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(child)
-child.work_without_thread()
-print(child.exchange(json.loads(sys.stdin.readline()))["value"], threading.active_count())
-"""
-    request = (
-        f'{{"address": "127.0.0.1", "port": {shared_sim.port}, "user": "admin",'
-        f' "password": "{PASSWORD}", "verb": "power", "arguments": {{}}}}\n'
-    )
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", program],
-        input=request,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=True,
-    )
-    assert done.stdout.split() == ["off", "1"]
 
 
 def test_a_busy_bmc_is_waited_for_no_longer_than_allowed(

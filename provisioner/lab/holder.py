@@ -107,6 +107,7 @@ def main() -> None:
     """Hold the lab in the directory given; tell how the start went in one line of JSON."""
     directory = Path(sys.argv[1])
     os.chdir(directory)
+    os.umask(0o077)
 
     def tell(outcome: dict[str, Any]) -> None:
         os.write(1, json.dumps(outcome).encode() + b"\n")

@@ -55,6 +55,7 @@ class Machine:
         self._next_boot: NextBoot | None = None
         self._reset_at: float | None = None
         self._boots = 0
+        self._soft_offs = 0
         self._faults: dict[str, faults.Value] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -81,6 +82,7 @@ class Machine:
             name=self.host.name,
             power="on" if self._process else "off",
             boots=self._boots,
+            soft_offs=self._soft_offs,
             next_boot=str(self._next_boot) if self._next_boot else None,
             faults=dict(self._faults),
         )
@@ -168,6 +170,8 @@ class Machine:
     ) -> None:
         if event == "SHUTDOWN":
             self._later(self._ended(process, restart=data["reason"] == "guest-reset"))
+        elif event == "POWERDOWN":
+            self._soft_offs += 1
         elif event == "BLOCK_WRITE_THRESHOLD":
             self._faults.pop(faults.POWER_CUT_AT_BYTE, None)
             self._later(self._ended(process, restart=False))

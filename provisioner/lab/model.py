@@ -121,11 +121,15 @@ class BootRecord:
 
 @dataclass(frozen=True)
 class HostStatus:
-    """What is true of a host now, read from QEMU and not from its BMC."""
+    """What is true of a host now, read from QEMU and not from its BMC.
+
+    soft_offs counts how often its power button was pressed, and QEMU told the guest so.
+    """
 
     name: str
     power: Literal["on", "off"]
     boots: int
+    soft_offs: int
     next_boot: str | None
     faults: dict[str, Any]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,13 +88,11 @@ def engine_of(settings: Settings) -> Engine:
 
 def prepare(settings: Settings) -> None:
     """Create or upgrade the database, and make the first admin token known. Repeatable."""
-    from .store.durable import prepare_effects
-    from .store.schema import upgrade
+    from .store.migrate import upgrade
 
     engine = engine_of(settings)
     try:
         upgrade(engine)
-        prepare_effects(engine)
     finally:
         engine.dispose()
     service = build(settings)
@@ -129,18 +128,14 @@ def build(settings: Settings) -> Service:
     from .service.tokens import Tokens
     from .service.transitions import Transitions
     from .store.durable import DbosEffectQueue
-    from .store.sql import SqlStore
+    from .store.rows import Sealing
+    from .store.sql_store import SqlStore
 
     engine = engine_of(settings)
     queue = DbosEffectQueue(engine)
     master = bytes.fromhex(settings.keys.master.reveal())
-    store = SqlStore(
-        engine,
-        queue,
-        seal=lambda host_id, secret: seal(master, host_id, "bmc_password", secret),
-        unseal=lambda host_id, sealed: open_(master, host_id, "bmc_password", sealed),
-        events_per_host_max=settings.limits.timeline_events_max,
-    )
+    sealing = Sealing(seal=partial(seal, master), open=partial(open_, master))
+    store = SqlStore(engine, queue, sealing)
     derived = Derived(master)
     ramdisks = Ramdisks(settings.data_dir / "ramdisks", settings.ramdisk.digest)
     transitions = Transitions(

@@ -1,0 +1,127 @@
+"""Talks to the service: the agent listener by TLS, signed files by plain HTTP.
+
+It asks and repeats; what the answers mean is decided elsewhere.
+"""
+
+import json
+import threading
+from typing import Any, Final
+
+from provisioner.agent.http import Connection, Origin, pinned_context
+from provisioner.agent.patience import OutOfPatience, keep_trying
+from provisioner.agent.problems import ChunkUnavailable, ServiceRefused, ServiceUnreachable
+
+ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024
+API_TIMEOUT_S: Final = 15.0
+FILE_TIMEOUT_S: Final = 20.0
+# The service may be restarting, which must not fail a deployment.
+PATIENCE_S: Final = 600.0
+REPORT_PATIENCE_S: Final = 60.0
+# Answers that mean "not now": asked again. All other errors are final.
+BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class Busy(OSError):
+    """The service answered that it cannot answer now."""
+
+
+class ServiceClient:
+    """The agent listener. Safe to use from several threads; requests take turns."""
+
+    def __init__(self, origin: Origin, ca_file: str) -> None:
+        context = pinned_context(ca_file)
+        self._connection = Connection(origin, context=context, timeout_s=API_TIMEOUT_S)
+        self._turn = threading.Lock()
+        self._into = bytearray(ANSWER_BYTES_MAX)
+        self._token: str | None = None
+
+    def use_token(self, token: str) -> None:
+        """Send this token with every request from now on."""
+        self._token = token
+
+    def post(self, path: str, body: dict[str, Any], *, patience_s: float) -> dict[str, Any]:
+        """Send JSON, return JSON; try again while nobody answers.
+
+        Raises ServiceUnreachable after patience_s seconds, and ServiceRefused with the
+        service's own code in `found` when it says no.
+        """
+        try:
+            status, data = keep_trying(lambda: self._once(path, body), patience_s=patience_s)
+        except OutOfPatience as error:
+            raise ServiceUnreachable(
+                f"the service did not answer {path} for {patience_s:.0f} s", found=str(error)
+            ) from error
+        answer = _object(path, data)
+        if status == 200:
+            return answer
+        raise ServiceRefused(
+            f"the service refused {path}: {answer.get('detail') or answer.get('title') or status}",
+            expected=answer.get("expected"),
+            found=answer.get("code") or status,
+            hint=_text(answer.get("hint")),
+        )
+
+    def _once(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self._token is not None:
+            headers["Authorization"] = f"Bearer {self._token}"
+        with self._turn:
+            data = json.dumps(body).encode()
+            status, length = self._connection.request(
+                "POST", path, headers=headers, body=data, into=self._into
+            )
+            if status in BUSY:
+                raise Busy(f"the service answered {status}")
+            return status, bytes(memoryview(self._into)[:length])
+
+
+class FileClient:
+    """Files of a release, over one connection. For one thread."""
+
+    def __init__(self, origin: Origin, *, patience_s: float = PATIENCE_S) -> None:
+        self._connection = Connection(origin, timeout_s=FILE_TIMEOUT_S)
+        self._patience_s = patience_s
+
+    def fetch(self, path: str, into: bytearray, stop: threading.Event | None = None) -> int:
+        """Fetch one file into a buffer, and return its length.
+
+        A cut connection begins this file again. Raises ChunkUnavailable when it is not
+        there, does not fit, or could not be fetched in time.
+        """
+        try:
+            status, length = keep_trying(
+                lambda: self._once(path, into), patience_s=self._patience_s, stop=stop
+            )
+        except OutOfPatience as error:
+            raise ChunkUnavailable(
+                f"could not fetch {path} for {self._patience_s:.0f} s", found=str(error)
+            ) from error
+        if status != 200:
+            raise ChunkUnavailable(
+                f"the service does not have {path}", expected="200", found=str(status)
+            )
+        return length
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def _once(self, path: str, into: bytearray) -> tuple[int, int]:
+        status, length = self._connection.request("GET", path, into=into)
+        if status in BUSY:
+            raise Busy(f"the service answered {status}")
+        return status, length
+
+
+def _object(path: str, data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data) if data else {}
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ServiceRefused(f"the service's answer to {path} is not a JSON object")
+    return value
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

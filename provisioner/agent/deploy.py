@@ -1,0 +1,218 @@
+"""A deployment, from the choice of the disk to the partition table.
+
+Everything that can be found wrong is found before the permission to write is asked for.
+After that the disk has no partition table until the last step, so that it cannot boot
+half-written. It does not restart the host, and reports only progress.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from provisioner.agent.client import PATIENCE_S, FileClient, ServiceClient
+from provisioner.agent.console import say
+from provisioner.agent.disk_io import DiskFile
+from provisioner.agent.fat import fat_image
+from provisioner.agent.layout import (
+    CIDATA_BYTES,
+    CIDATA_LABEL,
+    HEAD_BYTES,
+    SECTOR_BYTES,
+    TAIL_BYTES,
+    Layout,
+    plan_layout,
+    read_table,
+)
+from provisioner.agent.permission import Permission
+from provisioner.agent.problems import HostUnfit, ImageUnfit, ReadBackMismatch, SeedUnfit
+from provisioner.agent.progress import Progress
+from provisioner.agent.session import Session
+from provisioner.agent.trust import trusted_manifest
+from provisioner.agent.write import ImageWriter
+from provisioner.core.disks import Disk, choose_disk
+from provisioner.core.manifest import MANIFEST_BYTES_MAX, Manifest
+from provisioner.errors import ConfigError
+
+SEED: Final = "/agent/v1/seed"
+SEED_FILES: Final = ("meta-data", "user-data", "vendor-data", "network-config")
+SIGNATURE_BYTES_MAX: Final = 4096
+THREADS_MIN: Final = 4
+THREADS_MAX: Final = 16
+_ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the deployment needs to know of the host, and where the host keeps things."""
+
+    disks: tuple[Disk, ...]
+    firmware: str
+    keys_file: str
+    devices: str = "/dev"
+
+
+def deploy(session: Session, machine: Machine, client: ServiceClient, progress: Progress) -> None:
+    """Put the session's release onto the host's disk; on return it is complete and verified.
+
+    Raises a ProvisionerError that says what stopped it.
+    """
+    if session.release is None or session.rule is None:
+        raise ConfigError("a deployment without a release or a disk rule")
+    disk = choose_disk(session.rule, machine.disks)
+    say(f"disk {disk.name}, serial {disk.serial}, {disk.size_bytes} bytes")
+    with progress.stage("manifest"):
+        manifest = fetch_manifest(session, machine)
+        check_fit(manifest, machine.firmware)
+    say(f"release {manifest.name}, {manifest.used_bytes} of {manifest.size_bytes} bytes used")
+    permission = Permission(
+        client,
+        generation=session.generation,
+        heartbeat_s=session.heartbeat_s,
+        progress=progress.as_dict,
+    )
+    permission.start()
+    try:
+        with DiskFile(f"{machine.devices}/{disk.name}", name=disk.name) as file:
+            open_files: Callable[[], FileClient] = lambda: FileClient(session.boot)  # noqa: E731
+            job = ImageWriter(
+                file, manifest, open_files, permission, progress, threads=thread_count()
+            )
+            _Deployment(session, client, job, disk).run()
+    finally:
+        permission.end()
+
+
+def fetch_manifest(session: Session, machine: Machine) -> Manifest:
+    """Fetch the release's manifest and prove it. Raises TrustErrors and ChunkUnavailable."""
+    release = str(session.release)
+    files = FileClient(session.boot)
+    try:
+        into = bytearray(MANIFEST_BYTES_MAX)
+        length = files.fetch(f"/releases/{release}/manifest.json", into)
+        data = bytes(memoryview(into)[:length])
+        length = files.fetch(f"/releases/{release}/manifest.sig", into)
+        signature = bytes(memoryview(into)[: min(length, SIGNATURE_BYTES_MAX)])
+    finally:
+        files.close()
+    return trusted_manifest(data, signature, release, machine.keys_file)
+
+
+def check_fit(manifest: Manifest, firmware: str) -> None:
+    """Raise HostUnfit or ImageUnfit when this release cannot run on such a host."""
+    machine = os.uname().machine
+    architecture = _ARCHITECTURES.get(machine, machine)
+    if manifest.architecture != architecture:
+        raise HostUnfit(
+            "the release is for another architecture; nothing was written",
+            expected=manifest.architecture,
+            found=architecture,
+        )
+    boots_on = {"uefi" if item == "secure-boot" else item for item in manifest.firmware}
+    if firmware not in boots_on:
+        raise HostUnfit(
+            "the release does not boot on this firmware; nothing was written",
+            expected=", ".join(manifest.firmware),
+            found=firmware,
+        )
+    if manifest.size_bytes % SECTOR_BYTES or manifest.size_bytes < HEAD_BYTES:
+        raise ImageUnfit("the image is not whole sectors", found=manifest.size_bytes)
+
+
+def thread_count() -> int:
+    """Return how many threads to write with: some wait for the network while others hash."""
+    return min(max(2 * (os.cpu_count() or 1), THREADS_MIN), THREADS_MAX)
+
+
+class _Deployment:
+    """The steps of one deployment, in the order of `run`."""
+
+    def __init__(
+        self, session: Session, client: ServiceClient, job: ImageWriter, disk: Disk
+    ) -> None:
+        self._session = session
+        self._client = client
+        self._job = job
+        self._file = job.disk
+        self._permission = job.permission
+        self._progress = job.progress
+        self._disk = disk
+
+    def run(self) -> None:
+        with self._progress.stage("prepare"):
+            first = self._job.first_chunk()
+            layout = plan_layout(
+                first,
+                image_bytes=self._job.manifest.size_bytes,
+                disk_bytes=self._file.size_bytes,
+            )
+            compare_first = self._job.looks_like_an_earlier_release()
+        self._permission.ask(self._question(), patience_s=PATIENCE_S)
+        say("permission to write; comparing first" if compare_first else "permission to write")
+        with self._progress.stage("write"):
+            self._make_unbootable(len(first))
+            self._job.write(compare_first=compare_first)
+        with self._progress.stage("read_back"):
+            self._job.read_back()
+        with self._progress.stage("finish"):
+            self._write_seed(layout)
+            self._write_table(layout, first)
+
+    def _question(self) -> dict[str, Any]:
+        names = ("name", "serial", "wwn", "size_bytes")
+        disk = self._disk.as_dict()
+        return {"release": self._session.release, "disk": {name: disk[name] for name in names}}
+
+    def _make_unbootable(self, first_bytes: int) -> None:
+        """Erase both partition tables, and tell the disk to forget what lies behind the image.
+
+        Firmware falls back to the table at the disk's end, so that one goes as well.
+        """
+        end = self._file.size_bytes // SECTOR_BYTES * SECTOR_BYTES
+        behind = -(-self._job.manifest.size_bytes // SECTOR_BYTES) * SECTOR_BYTES
+        self._permission.check()
+        self._file.zero(0, first_bytes)
+        self._file.discard(behind, end - behind)
+        self._file.zero(end - TAIL_BYTES, TAIL_BYTES)
+        self._file.flush()
+
+    def _write_seed(self, layout: Layout) -> None:
+        answer = self._client.post(
+            SEED, {"generation": self._session.generation}, patience_s=PATIENCE_S
+        )
+        image = seed_image(answer)
+        self._write_checked(image, layout.cidata_at, "CIDATA")
+
+    def _write_table(self, layout: Layout, first: bytes) -> None:
+        """Write the backup table, the rest of the first chunk, and at last the table itself."""
+        self._write_checked(layout.backup, layout.backup_at, "the backup partition table")
+        if rest := first[len(layout.head) :]:
+            self._write_checked(rest, len(layout.head), "the space behind the partition table")
+        self._write_checked(layout.head, 0, "the partition table")
+        if read_table(self._file.read(HEAD_BYTES, 0)) != layout.table:
+            raise ReadBackMismatch("the partition table on the disk is not the one written")
+        self._file.let_kernel_read_table()
+        say("partition table written; the disk is complete")
+
+    def _write_checked(self, data: bytes, offset: int, what: str) -> None:
+        self._permission.check()
+        self._file.write(data, offset)
+        self._file.flush()
+        if self._file.read(len(data), offset) != data:
+            raise ReadBackMismatch(
+                f"disk {self._file.name} does not return {what} as written",
+                hint="the disk or its controller is failing; replace it",
+            )
+        self._progress.add(written=len(data))
+
+
+def seed_image(documents: dict[str, Any]) -> bytes:
+    """Return the CIDATA file system with the four documents. Raises SeedUnfit."""
+    texts = {name: documents.get(name) for name in SEED_FILES}
+    if not all(isinstance(text, str) for text in texts.values()):
+        raise SeedUnfit("the seed lacks a document", expected=", ".join(SEED_FILES))
+    files = {name: str(text).encode() for name, text in texts.items()}
+    try:
+        return fat_image(files, label=CIDATA_LABEL, size_bytes=CIDATA_BYTES)
+    except ValueError as error:
+        raise SeedUnfit(f"the seed cannot be written: {error}") from error

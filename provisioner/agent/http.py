@@ -1,0 +1,177 @@
+"""A small HTTP/1.1 client over one kept connection, with or without TLS.
+
+It knows what the agent needs, and refuses the rest: IPv4 addresses, Content-Length, no
+redirects, no chunked transfer. Python's own client costs half a second of imports and
+milliseconds per answer on a slow host; this one reads a chunk straight into its buffer.
+
+Source: RFC 9112.
+"""
+
+import re
+import select
+import socket
+import ssl
+from dataclasses import dataclass
+from typing import Final, Self
+
+HEADER_BYTES_MAX: Final = 16 * 1024
+RECEIVE_BYTES: Final = 256 * 1024
+# X509_V_FLAG_NO_CHECK_TIME of OpenSSL's x509_vfy.h, which the ssl module does not name.
+_NO_CHECK_TIME: Final = 0x200000
+_URL: Final = re.compile(r"(https?)://([0-9.]{7,15})(?::([0-9]{1,5}))?(/[!-~]*)?")
+_STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: [^\r\n]*)?")
+
+
+class HttpBroken(OSError):
+    """The connection ended early, or what came was not an answer we understand."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where to connect: the part of a URL before its path, and the path in front of others."""
+
+    is_tls: bool
+    address: str
+    port: int
+    prefix: str
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Return the origin of `http(s)://1.2.3.4:80/prefix`; ValueError for anything else."""
+        match = _URL.fullmatch(url)
+        if match is None:
+            raise ValueError(f"not a URL with an IPv4 address: {url!r}")
+        scheme, address, port, prefix = match.groups()
+        is_tls = scheme == "https"
+        number = int(port) if port else (443 if is_tls else 80)
+        return cls(is_tls, address, number, (prefix or "").rstrip("/"))
+
+
+def pinned_context(ca_file: str) -> ssl.SSLContext:
+    """Return a TLS client context that trusts this one certificate file and nothing else.
+
+    The name in the certificate does not matter, since the certificate itself is pinned. Nor
+    does its validity: a server's clock may say 1970 before its first boot.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_verify_locations(cafile=ca_file)
+    context.verify_flags |= _NO_CHECK_TIME
+    return context
+
+
+class Connection:
+    """One connection, opened when first needed and kept. For one thread at a time."""
+
+    def __init__(
+        self, origin: Origin, *, context: ssl.SSLContext | None = None, timeout_s: float
+    ) -> None:
+        if origin.is_tls and context is None:
+            raise ValueError("an https origin needs a TLS context")
+        self._origin = origin
+        self._context = context
+        self._timeout_s = timeout_s
+        self._socket: socket.socket | None = None
+
+    def close(self) -> None:
+        """Close the connection; the next request opens a new one."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: dict[str, str] | None = None,
+        body: bytes | None = None,
+        into: bytearray,
+    ) -> tuple[int, int]:
+        """Send one request; return its status and how many bytes of body are now in `into`.
+
+        Raises OSError (HttpBroken among them) when no whole answer came, or when the body
+        does not fit into `into`; the connection is closed then, and may be used again.
+        """
+        try:
+            connection = self._open()
+            connection.sendall(self._head(method, path, headers or {}, body) + (body or b""))
+            return self._receive(connection, into)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> socket.socket:
+        # Something to read before we asked is the server's goodbye: it closes idle connections.
+        if self._socket is not None and select.select([self._socket], [], [], 0)[0]:
+            self.close()
+        if self._socket is None:
+            plain = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            self._socket = plain
+            plain.settimeout(self._timeout_s)
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            plain.connect((self._origin.address, self._origin.port))
+            if self._origin.is_tls and self._context is not None:
+                self._socket = self._context.wrap_socket(plain)
+        return self._socket
+
+    def _head(self, method: str, path: str, headers: dict[str, str], body: bytes | None) -> bytes:
+        lines = [f"{method} {self._origin.prefix}{path} HTTP/1.1"]
+        lines += [f"Host: {self._origin.address}:{self._origin.port}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        if body is not None:
+            lines.append(f"Content-Length: {len(body)}")
+        return "\r\n".join([*lines, "", ""]).encode("ascii")
+
+    def _receive(self, connection: socket.socket, into: bytearray) -> tuple[int, int]:
+        view = memoryview(into)
+        head, rest = _read_head(connection)
+        status, length, keeps = _understand(head)
+        if length > len(view) or len(rest) > length:
+            raise HttpBroken(f"an answer of {length} bytes, where {len(view)} are the limit")
+        view[: len(rest)] = rest
+        have = len(rest)
+        while have < length:
+            count = connection.recv_into(view[have:length], min(length - have, RECEIVE_BYTES))
+            if count == 0:
+                raise HttpBroken(f"the connection ended after {have} of {length} bytes")
+            have += count
+        if not keeps:
+            self.close()
+        return status, length
+
+
+def _read_head(connection: socket.socket) -> tuple[bytes, bytes]:
+    """Return the header lines of the answer, and what of the body came with them."""
+    data = b""
+    while True:
+        head, end, rest = data.partition(b"\r\n\r\n")
+        if end:
+            return head, rest
+        if len(data) > HEADER_BYTES_MAX:
+            raise HttpBroken("an answer without an end of its headers")
+        more = connection.recv(HEADER_BYTES_MAX)
+        if not more:
+            raise HttpBroken("the connection ended before an answer")
+        data += more
+
+
+def _understand(head: bytes) -> tuple[int, int, bool]:
+    """Return status, length of the body, and whether the connection stays open."""
+    first, *lines = head.split(b"\r\n")
+    match = _STATUS.fullmatch(first)
+    if match is None:
+        raise HttpBroken(f"not an HTTP answer: {first[:80]!r}")
+    headers: dict[bytes, bytes] = {}
+    for line in lines:
+        name, _, value = line.partition(b":")
+        headers[name.strip().lower()] = value.strip()
+    length = headers.get(b"content-length", b"")
+    if b"transfer-encoding" in headers or not length.isdigit():
+        raise HttpBroken("an answer without a Content-Length")
+    keeps = headers.get(b"connection", b"").lower() != b"close" and not first.startswith(
+        b"HTTP/1.0"
+    )
+    return int(match[1]), int(length), keeps

@@ -1,0 +1,124 @@
+"""The agent's whole run: hello, the operation, the report, and the restart.
+
+Whatever happens, it ends by restarting the host or switching it off.
+"""
+
+import os
+import traceback
+from typing import Any, Final, NoReturn
+
+from provisioner.agent.boot_args import COMMAND_LINE, BootArgs, parse_boot_args
+from provisioner.agent.client import PATIENCE_S, REPORT_PATIENCE_S, ServiceClient
+from provisioner.agent.console import say, since_start_s
+from provisioner.agent.deploy import Machine, deploy
+from provisioner.agent.inventory import disks, firmware, inventory
+from provisioner.agent.patience import pause
+from provisioner.agent.progress import Progress
+from provisioner.agent.session import Session, say_hello
+from provisioner.errors import ProvisionerError
+
+CA_FILE: Final = "/etc/provisioner/agent-ca.pem"
+KEYS_FILE: Final = "/etc/provisioner/release-keys.pem"
+DONE: Final = "/agent/v1/done"
+FAILED: Final = "/agent/v1/failed"
+# The NIC may need a while for its link, and a switch port longer still.
+HELLO_PATIENCE_S: Final = 180.0
+# Time for a person at the console to read why, before the host restarts.
+PAUSE_AFTER_FAILURE_S: Final = 10.0
+FOUND_MAX: Final = 8000
+
+
+def main() -> NoReturn:
+    """Run once, then restart the host."""
+    ending = "reboot"
+    try:
+        with open(COMMAND_LINE, encoding="ascii") as file:
+            args = parse_boot_args(file.read())
+        ending = run(args)
+    except ProvisionerError as error:
+        _show(error)
+        pause(PAUSE_AFTER_FAILURE_S)
+    except BaseException:  # noqa: BLE001 - whatever it was, the host must restart
+        say(traceback.format_exc().replace("\n", " | "))
+        pause(PAUSE_AFTER_FAILURE_S)
+    restart(ending)
+
+
+def run(args: BootArgs) -> str:
+    """Do what the service wants of this host; return "reboot" or "poweroff".
+
+    Raises ProvisionerError when it did not work out; the service was told, if it could be.
+    """
+    started_s = since_start_s()
+    client = ServiceClient(args.agent, CA_FILE)
+    session = say_hello(client, args.ticket, inventory(), patience_s=HELLO_PATIENCE_S)
+    say(f"{session.operation}: {session.kind} of {session.host}")
+    if session.kind == "inspection":
+        return session.then
+    progress = Progress()
+    progress.seconds["start"] = round(started_s, 3)
+    progress.seconds["hello"] = round(since_start_s() - started_s, 3)
+    machine = Machine(tuple(disks()), firmware(), KEYS_FILE)
+    try:
+        deploy(session, machine, client, progress)
+    except BaseException as error:
+        report_failure(client, session, error)
+        raise
+    return report_done(client, session, progress)
+
+
+def report_done(client: ServiceClient, session: Session, progress: Progress) -> str:
+    """Tell the service that the disk is complete; return how the host is to go on.
+
+    When nobody listens the host restarts all the same: its disk is right, and the new
+    system speaks for itself.
+    """
+    body = {
+        "generation": session.generation,
+        "release": session.release,
+        "written_bytes": progress.written_bytes,
+        "fetched_bytes": progress.fetched_bytes,
+        "seconds": progress.seconds,
+    }
+    say(f"done: {progress.seconds}")
+    try:
+        client.post(DONE, body, patience_s=PATIENCE_S)
+    except ProvisionerError as error:
+        _show(error)
+    # A switch to kexec comes with a table of the hardware that survives it.
+    return session.then
+
+
+def report_failure(client: ServiceClient, session: Session, error: BaseException) -> None:
+    """Tell the service why the operation stopped, as well as that can be done."""
+    known = error if isinstance(error, ProvisionerError) else None
+    text = known.message if known else f"{type(error).__name__}: {error}"
+    body: dict[str, Any] = {
+        "generation": session.generation,
+        "code": known.code if known else "agent_broken",
+        "message": text[:FOUND_MAX],
+        "expected": known.expected if known else None,
+        "found": known.found if known else _where(error),
+        "hint": known.hint if known else None,
+    }
+    try:
+        client.post(FAILED, body, patience_s=REPORT_PATIENCE_S)
+    except ProvisionerError as refusal:
+        _show(refusal)
+
+
+def restart(ending: str) -> NoReturn:
+    """Restart the host, or switch it off."""
+    say(ending)
+    os.sync()
+    program = "poweroff" if ending == "poweroff" else "reboot"
+    os.execv("/bin/busybox", [program, "-f"])
+
+
+def _where(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))[-FOUND_MAX:]
+
+
+def _show(error: ProvisionerError) -> None:
+    parts = (f"{key} {value}" for key, value in error.as_dict().items() if key != "message")
+    say(f"FAILED: {error.message} ({'; '.join(parts)})")

@@ -1,0 +1,141 @@
+"""What the deploy ramdisk takes from Debian: packages, programs, kernel modules, Python modules.
+
+Lists only. `ramdisk.py` does the work; whatever is not named here stays out.
+"""
+
+from typing import Final
+
+SUITE: Final = "bookworm"
+
+PACKAGES: Final = (
+    "busybox-static",
+    "hdparm",
+    "kexec-tools",
+    "kmod",
+    "libpython3.11-stdlib",
+    "nvme-cli",
+    "openssl",
+    "python3-zstandard",
+    "python3.11-minimal",
+)
+
+# Where each program stands in the packages, and so in the ramdisk.
+PROGRAMS: Final = (
+    "bin/busybox",
+    "bin/kmod",
+    "sbin/hdparm",  # ATA secure erase
+    "sbin/kexec",
+    "usr/bin/openssl",  # Ed25519 signatures, which Python's own library lacks
+    "usr/bin/python3.11",
+    "usr/sbin/nvme",  # NVMe format and sanitize
+)
+
+# The shell of /init needs these, and nobody else gets a shell.
+BUSYBOX_LINKS: Final = (
+    "cat", "find", "grep", "ifconfig", "mount", "poweroff", "reboot", "route", "sh", "sleep", "sort",
+    "udhcpc",
+)  # fmt: skip
+
+KMOD_LINKS: Final = ("modprobe",)
+
+# Folders below kernel/ of which every module comes along. What they depend on follows.
+MODULE_FOLDERS: Final = (
+    "drivers/acpi/nfit",
+    "drivers/ata",
+    "drivers/char/ipmi",
+    "drivers/hv",
+    "drivers/message/fusion",
+    "drivers/mmc/host",
+    "drivers/net/ethernet",
+    "drivers/net/fjes",
+    "drivers/net/hyperv",
+    "drivers/net/mdio",
+    "drivers/net/pcs",
+    "drivers/net/phy",
+    "drivers/net/vmxnet3",
+    "drivers/nvdimm",
+    "drivers/nvme/host",
+    "drivers/scsi",
+    "drivers/usb/host",
+    "drivers/usb/storage",
+    "drivers/virtio",
+)
+
+MODULES: Final = (
+    "hid-generic",
+    "mmc_block",
+    "net_failover",
+    "nvme",
+    "pinctrl-cannonlake",
+    "sd_mod",
+    "vmd",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_scsi",
+    "xen-blkfront",
+    "xen-netfront",
+)
+
+# Parts of those folders that no server deploys through: targets, test devices, tapes,
+# discs, and drivers that are of no use without firmware we do not ship.
+MODULES_LEFT_OUT: Final = (
+    "drivers/net/ethernet/netronome/",
+    "drivers/net/ethernet/mellanox/mlxsw/",
+    "drivers/net/ethernet/marvell/prestera/",
+    "drivers/net/ethernet/8390/",
+    "drivers/net/ethernet/microchip/",
+    "drivers/scsi/aic94xx/",
+    "drivers/scsi/bnx2fc/",
+    "drivers/scsi/bfa/",
+    "drivers/scsi/fcoe/",
+    "drivers/scsi/lpfc/lpfc_nvmet",
+    "drivers/scsi/pcmcia/",
+    "drivers/scsi/qla4xxx/",
+    "drivers/scsi/scsi_debug.ko",
+    "drivers/scsi/sr_mod.ko",
+    "drivers/scsi/st.ko",
+    "drivers/scsi/osst.ko",
+    "drivers/scsi/ch.ko",
+    "drivers/scsi/ses.ko",
+    "drivers/usb/storage/ums-",
+)
+
+# What the agent imports; everything these import comes along. encodings are loaded by name.
+PYTHON_MODULES: Final = (
+    "__future__",
+    "contextlib",
+    "array",
+    "base64",
+    "binascii",
+    "dataclasses",
+    "encodings.ascii",
+    "encodings.latin_1",
+    "encodings.utf_8",
+    "encodings.utf_16_le",
+    "fcntl",
+    "functools",
+    "hashlib",
+    "json",
+    "linecache",
+    "mmap",
+    "re",
+    "select",
+    "signal",
+    "socket",
+    "ssl",
+    "struct",
+    "threading",
+    "traceback",
+    "typing",
+    "zlib",
+)
+
+# Debian's zstandard package chooses its backend by the Python it runs on, and imports
+# `platform` and `subprocess` to do so. The ramdisk has one Python, and knows.
+ZSTANDARD_INIT: Final = (
+    '"""The C backend of zstandard, without the search for it."""\n'
+    "from .backend_c import *\n"
+)
+ZSTANDARD_BACKEND: Final = (
+    "usr/lib/python3/dist-packages/zstandard/backend_c.cpython-311-x86_64-linux-gnu.so"
+)

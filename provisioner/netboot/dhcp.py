@@ -1,7 +1,7 @@
 """Generates DHCP configurations: dnsmasq for ourselves, snippets for a site's own server.
 
 Runs nothing (see `dnsmasq.py`). All of them say the same three things: a BIOS gets
-`undionly.kpxe`, a UEFI `ipxe.efi`, and iPXE itself the address of its boot script.
+`undionly.kpxe`, a UEFI `snponly.efi`, and iPXE itself the address of its boot script.
 """
 
 import ipaddress
@@ -26,7 +26,8 @@ from provisioner.netboot.quoting import (
 )
 
 BIOS_FILE: Final = "undionly.kpxe"
-UEFI_FILE: Final = "ipxe.efi"
+# Drives the NIC through the firmware. Measured in QEMU: a fifth of ipxe.efi, and 4.6 s faster.
+UEFI_FILE: Final = "snponly.efi"
 
 # iPXE expands these itself. hexhyp and uristring are its encodings for a URL; a serial
 # often holds blanks. netX is the interface it is booting from.

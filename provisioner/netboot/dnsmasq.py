@@ -19,6 +19,8 @@ from typing import Final
 import structlog
 
 from provisioner.errors import ConfigError, Unavailable
+from provisioner.netboot.advertise import RouterAdvertiser
+from provisioner.netboot.dhcp import DhcpMode, NetbootConfig, dnsmasq_config
 
 RESTARTS_MAX: Final = 5  # in a row; a child that lived for STABLE_S starts the count anew
 STABLE_S: Final = 60.0
@@ -166,10 +168,37 @@ class Dnsmasq:
 def run_dnsmasq(config_path: Path, *, on_event: OnEvent) -> None:
     """Run dnsmasq until SIGTERM or SIGINT. In a thread, use Dnsmasq and its `stop`."""
     dnsmasq = Dnsmasq(config_path, on_event=on_event)
+    _stop_on_signals(dnsmasq.stop)
+    dnsmasq.run()
+
+
+def serve_dhcp(
+    config: NetbootConfig, mode: DhcpMode, config_path: Path, *, on_event: OnEvent
+) -> None:
+    """Write dnsmasq's configuration and run it until SIGTERM or SIGINT, with the answers
+    to router solicitations that spare iPXE a long wait.
+
+    Raises ConfigError for what cannot work, and Unavailable when dnsmasq keeps dying.
+    """
+    advertiser = RouterAdvertiser(config.interface)
+    dnsmasq = Dnsmasq(config_path, on_event=on_event)
+    _stop_on_signals(dnsmasq.stop)
+    temporary = config_path.with_suffix(".new")
+    temporary.write_text(dnsmasq_config(config, mode))
+    temporary.replace(config_path)
+    thread = threading.Thread(target=advertiser.run, name="advertiser", daemon=True)
+    thread.start()
+    try:
+        dnsmasq.run()
+    finally:
+        advertiser.stop()
+        thread.join(STOP_LIMIT_S)
+
+
+def _stop_on_signals(stop: Callable[[], None]) -> None:
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: dnsmasq.stop())
-    dnsmasq.run()
+            signal.signal(number, lambda *_: stop())
 
 
 def end_leftovers(command: list[str]) -> None:

@@ -6,7 +6,15 @@ from typing import Final
 
 from provisioner.core.bootplan import LocalDisk, Ramdisk
 from provisioner.core.model import LocalBoot
-from provisioner.netboot.quoting import Render, base_url, constant, digest, renderer, word
+from provisioner.netboot.bootfiles import DISK_FILE
+from provisioner.netboot.quoting import (
+    Render,
+    base_url,
+    constant,
+    digest,
+    renderer,
+    word,
+)
 
 CONTENT_TYPE: Final = "text/plain; charset=utf-8"
 
@@ -48,7 +56,7 @@ def render_boot_script(plan: LocalDisk | Ramdisk, urls: BootUrls) -> str:
     if isinstance(plan, LocalDisk):
         if plan.method is LocalBoot.NOT_FOUND:
             return "This host boots its own disk.\n"
-        return _render()("local.ipxe.j2", {"local_boot": constant(plan.method.value)})
+        return _render()("local.ipxe.j2", _disk(plan.method))
     values = {
         "boot": base_url(urls.boot, scheme="http"),
         "agent": base_url(urls.agent, scheme="https"),
@@ -56,11 +64,15 @@ def render_boot_script(plan: LocalDisk | Ramdisk, urls: BootUrls) -> str:
         "ticket": word(plan.ticket.reveal()),
         "console": [word(name) for name in plan.console],
         "arguments": [word(argument) for argument in plan.arguments],
-        "local_boot": constant(plan.local_boot.value),
+        **_disk(plan.local_boot),
         "attempts_max": constant(str(FETCH_ATTEMPTS_MAX)),
         "pause_s": constant(str(FETCH_PAUSE_S)),
     }
     return _render()("ramdisk.ipxe.j2", values)
+
+
+def _disk(method: LocalBoot) -> dict[str, object]:
+    return {"local_boot": constant(method.value), "disk_file": constant(DISK_FILE)}
 
 
 @cache

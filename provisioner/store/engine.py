@@ -5,6 +5,7 @@ Sets what every connection needs; knows no tables.
 
 import sqlite3
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -13,14 +14,16 @@ from sqlalchemy.exc import ArgumentError
 
 from ..errors import ConfigError
 
-# How long a connection waits for another's write lock (SQLite), or for a free
-# connection of the pool, before it gives up.
+# How long to wait for a lock that another holds, or for a free connection of the pool.
 LOCK_WAIT_MAX: Final = timedelta(seconds=15)
 CONNECTIONS_MAX: Final = 24
 CONNECT_LIMIT: Final = timedelta(seconds=10)
+# A transaction of ours takes milliseconds. One that sits there longer is ended by
+# PostgreSQL, so that a frozen process gives its locks back.
+IDLE_LIMIT: Final = timedelta(seconds=60)
 
 
-def open_engine(url: str) -> Engine:
+def open_engine(url: str, *, lock_wait: timedelta = LOCK_WAIT_MAX) -> Engine:
     """Return an engine for `sqlite:////path/to/file` or `postgresql://user@host/name`.
 
     Nothing is connected yet. Raises ConfigError for any other kind of URL; an in-memory
@@ -33,20 +36,26 @@ def open_engine(url: str) -> Engine:
     limits: dict[str, Any] = {
         "pool_size": CONNECTIONS_MAX,
         "max_overflow": 0,
-        "pool_timeout": LOCK_WAIT_MAX.total_seconds(),
+        "pool_timeout": lock_wait.total_seconds(),
         # The parameters of a statement may hold secrets; they must not reach a traceback.
         "hide_parameters": True,
     }
     backend = parsed.get_backend_name()
     if backend == "sqlite" and parsed.database not in (None, "", ":memory:"):
         engine = create_engine(parsed, **limits)
-        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "connect", partial(_prepare_sqlite, lock_wait))
         event.listen(engine, "begin", _begin_sqlite)
         return engine
     if backend == "postgresql":
         return create_engine(
             parsed.set(drivername="postgresql+psycopg"),
-            connect_args={"connect_timeout": int(CONNECT_LIMIT.total_seconds())},
+            connect_args={
+                "connect_timeout": int(CONNECT_LIMIT.total_seconds()),
+                "options": (
+                    f"-c lock_timeout={_milliseconds(lock_wait)}"
+                    f" -c idle_in_transaction_session_timeout={_milliseconds(IDLE_LIMIT)}"
+                ),
+            },
             pool_pre_ping=True,
             **limits,
         )
@@ -64,11 +73,11 @@ def for_reading(engine: Engine) -> Engine:
     return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
 
-def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+def _prepare_sqlite(lock_wait: timedelta, connection: sqlite3.Connection, _record: object) -> None:
     # The driver would begin transactions by its own rules; `_begin_sqlite` does it instead.
     connection.isolation_level = None
     for pragma in (
-        f"busy_timeout = {int(LOCK_WAIT_MAX.total_seconds() * 1000)}",
+        f"busy_timeout = {_milliseconds(lock_wait)}",
         "journal_mode = WAL",
         # FULL, not NORMAL: a host is saved as dirty before its first write is permitted,
         # and a power cut of this machine must not take that back.
@@ -83,3 +92,7 @@ def _begin_sqlite(connection: Connection) -> None:
     # lock, however long it would wait. IMMEDIATE takes the write lock at once.
     begin = connection.get_execution_options().get("sqlite_begin", "BEGIN IMMEDIATE")
     connection.exec_driver_sql(begin)
+
+
+def _milliseconds(duration: timedelta) -> int:
+    return int(duration.total_seconds() * 1000)

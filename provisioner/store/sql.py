@@ -1,27 +1,23 @@
 """What every group of queries shares: one connection, its dialect, and the guard that
 keeps a reading transaction from writing."""
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
 from sqlalchemy import (
     Connection,
-    CursorResult,
     Delete,
-    Executable,
     Insert,
     Select,
     Table,
     Update,
+    bindparam,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from ..errors import Conflict
 from .rows import Row, Sealing
-
-Change = Insert | Update | Delete
 
 
 class Queries:
@@ -51,23 +47,36 @@ class Queries:
     def _number(self, query: Select[Any]) -> int:
         return int(self._connection.execute(query).scalar() or 0)
 
-    def _change(self, change: Executable, conflict: Conflict | None = None) -> int:
+    def _change(
+        self,
+        change: Insert | Update | Delete,
+        values: Row | None = None,
+        *,
+        conflict: Conflict | None = None,
+    ) -> int:
         """Make a change and return how many rows it touched. Raises `conflict` when it is
         given and the change breaks a constraint; the transaction can go on then."""
         self._check_writes()
         try:
             with self._connection.begin_nested() if conflict else nullcontext():
-                result = self._connection.execute(change)
+                # Values handed over here, and not built into the statement, let SQLAlchemy
+                # use what it compiled before: half the time of a wide row.
+                return self._connection.execute(change, values).rowcount
         except IntegrityError as error:
             if conflict is None:
                 raise
             raise conflict from error
-        return result.rowcount if isinstance(result, CursorResult) else 0
 
-    def _add(self, table: Table, row: Mapping[str, Any], conflict: Conflict | None = None) -> None:
-        self._change(table.insert().values(row), conflict)
+    def _add(self, table: Table, row: Row, conflict: Conflict | None = None) -> None:
+        self._change(table.insert(), row, conflict=conflict)
 
-    def _put(self, table: Table, row: Mapping[str, Any], *, keep: bool = False) -> None:
+    def _save(self, table: Table, row: Row, conflict: Conflict | None = None) -> int:
+        """Write `row` over the one with the same id; return 0 when there is none."""
+        same = table.c.id == bindparam("same_id")
+        values = {**row, "same_id": row["id"]}
+        return self._change(table.update().where(same), values, conflict=conflict)
+
+    def _put(self, table: Table, row: Row, *, keep: bool = False) -> None:
         """Insert a row, or replace the one with the same primary key; `keep` leaves that one."""
         insert = sqlite.insert if self._is_sqlite else postgresql.insert
         key = [column.name for column in table.primary_key]

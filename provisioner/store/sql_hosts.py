@@ -64,12 +64,11 @@ class HostQueries(Queries):
         if saved is None:
             raise NotFound(f"there is no host with the id {host.id}")
         row = host_row(host, self._sealing)
-        change = hosts.update().where(hosts.c.id == host.id).values(row)
         if saved == {"name": host.name, "macs": list(host.macs)}:
-            self._change(change)
+            self._save(hosts, row)
             return
         with self._connection.begin_nested():
-            self._change(change, Conflict(f"there is another host named {host.name}"))
+            self._save(hosts, row, Conflict(f"there is another host named {host.name}"))
             self._change_nics(host, saved["macs"])
 
     def _change_nics(self, host: Host, before: Sequence[str]) -> None:

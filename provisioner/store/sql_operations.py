@@ -82,8 +82,7 @@ class OperationQueries(Queries):
             raise
 
     def save_operation(self, operation: Operation) -> None:
-        row = operation_row(operation)
-        if self._change(operations.update().where(operations.c.id == operation.id).values(row)) < 1:
+        if self._save(operations, operation_row(operation)) < 1:
             raise NotFound(f"there is no operation {operation.id}")
 
     def take_seed(self, operation_id: OperationId, at: datetime) -> bool:

@@ -107,7 +107,7 @@ class DiskRule:
         """Say whether the disk is all that the rule asks."""
         return (
             self.serial in (None, disk.serial)
-            and (self.wwn is None or _bare_wwn(self.wwn) == _bare_wwn(disk.wwn))
+            and (self.wwn is None or bare_wwn(self.wwn) == bare_wwn(disk.wwn))
             and (self.size_min_bytes is None or disk.size_bytes >= self.size_min_bytes)
             and (self.size_max_bytes is None or disk.size_bytes <= self.size_max_bytes)
             and self.rotational in (None, disk.rotational)
@@ -141,7 +141,8 @@ def choose_disk(rule: DiskRule, disks: Iterable[Disk]) -> Disk:
     )
 
 
-def _bare_wwn(wwn: str | None) -> str | None:
+def bare_wwn(wwn: str | None) -> str | None:
+    """Return the WWN in the one spelling in which two of them may be compared."""
     if wwn is None:
         return None
     bare = wwn.lower()

@@ -3,11 +3,10 @@
 A repeated report gets the same answer again, since any answer may be lost on its way.
 """
 
-import hmac
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, Final, NoReturn
+from typing import Final
 
 from provisioner.core.contracts import AgentToken, Clock, Store, Tx
 from provisioner.core.disks import Disk, DiskRule, choose_disk
@@ -18,17 +17,17 @@ from provisioner.core.model import (
     Firmware,
     Host,
     Json,
-    Kind,
     Operation,
-    OperationId,
     Phase,
     Profile,
     Ticket,
 )
-from provisioner.errors import Gone, ProvisionerError, RequestError, TrustError
+from provisioner.errors import Gone, TrustError
 
+from .agent_bodies import TEXT_MAX, event_of, inventory_in, number_in, object_in, text_in
 from .boot import EMPTY_UUIDS
 from .chance import Derived, digest_of, new_token
+from .homecoming import Homecoming
 from .seeds import render_seed
 from .transitions import Transitions
 
@@ -36,9 +35,6 @@ HEARTBEAT_S: Final = 3
 PERMISSION_S: Final = 30
 TOKEN_LIFETIME: Final = timedelta(hours=6)
 AGENT: Final = "agent"
-REPORTER: Final = "reporter"
-TEXT_MAX: Final = 2000
-DISKS_MAX: Final = 256
 
 
 class TicketRefused(TrustError):
@@ -72,14 +68,15 @@ class AgentSessions:
         self._derived = derived
         self._boot_url = boot_url
         self._vendor_data = vendor_data
+        self._homecoming = Homecoming(store, transitions, clock, derived)
 
     def hello(self, body: Json, source: str) -> Json:
         """Consume the ticket, save the inventory, and return what to do with a token for it.
 
         Raises TicketRefused for a ticket that is unknown, used, expired or another host's.
         """
-        ticket_text = _text(body, "ticket")
-        inventory = _inventory(body)
+        ticket_text = text_in(body, "ticket")
+        inventory = inventory_in(body)
         try:
             return self._hello(ticket_text, inventory, source)
         except TicketRefused as error:
@@ -116,7 +113,7 @@ class AgentSessions:
                 actor=AGENT,
                 evidence={"agent_address": source},
             )
-            tx.add_event(_event(now, "agent", "agent says hello", host, operation))
+            tx.add_event(event_of(now, "agent", "agent says hello", host, operation))
             profile = self._pinned_profile(tx, operation)
             disk = profile.document["disk"] if profile else None
             return {
@@ -135,8 +132,8 @@ class AgentSessions:
     def authorise(self, token: str, body: Json) -> Json:
         """Return a permission to write, or raise WriteRefused. The host is saved as dirty,
         in the same transaction, before the agent hears of it."""
-        generation, release = _number(body, "generation"), _text(body, "release")
-        disk = Disk.from_dict({"rotational": False, "bus": "virtio", **_object(body, "disk")})
+        generation, release = number_in(body, "generation"), text_in(body, "release")
+        disk = Disk.from_dict({"rotational": False, "bus": "virtio", **object_in(body, "disk")})
         now = self._clock()
         with self._store.begin() as tx:
             agent, operation, host = self._session(tx, token)
@@ -154,14 +151,14 @@ class AgentSessions:
             )
             if first:
                 where = f"may write {chosen.name}, serial {chosen.serial}, WWN {chosen.wwn}"
-                tx.add_event(_event(now, "agent", where, host, operation))
+                tx.add_event(event_of(now, "agent", where, host, operation))
             return {"permitted": True, "expires_in_s": PERMISSION_S}
 
     def progress(self, token: str, body: Json) -> Json:
         """Save a heartbeat. Raises when the agent must stop before its next write."""
-        generation = _number(body, "generation")
+        generation = number_in(body, "generation")
         report: Json = {
-            key: _number(body, key)
+            key: number_in(body, key)
             for key in ("done_bytes", "total_bytes", "fetched_bytes", "written_bytes")
             if key in body
         }
@@ -176,7 +173,7 @@ class AgentSessions:
 
     def seed(self, token: str, body: Json) -> Json:
         """Return the seed, once. Raises Gone the second time."""
-        generation = _number(body, "generation")
+        generation = number_in(body, "generation")
         now = self._clock()
         with self._store.begin() as tx:
             _, operation, host = self._session(tx, token)
@@ -192,7 +189,7 @@ class AgentSessions:
                 )
             taken_before = not tx.take_seed(operation.id, now)
             text = "seed asked for a second time, refused" if taken_before else "seed handed out"
-            tx.add_event(_event(now, "agent", text, host, operation))
+            tx.add_event(event_of(now, "agent", text, host, operation))
             tx.audit(
                 now,
                 AGENT,
@@ -213,7 +210,7 @@ class AgentSessions:
 
     def failed(self, token: str, body: Json) -> Json:
         """Save why the agent gave up. Repeatable."""
-        generation = _number(body, "generation")
+        generation = number_in(body, "generation")
         error = {
             "code": str(body.get("code", "agent"))[:100],
             "message": str(body.get("message", "the agent gave up"))[:TEXT_MAX],
@@ -236,11 +233,11 @@ class AgentSessions:
 
     def done(self, token: str, body: Json) -> Json:
         """Save that everything was written and read back. Repeatable."""
-        generation, release = _number(body, "generation"), _text(body, "release")
+        generation, release = number_in(body, "generation"), text_in(body, "release")
         evidence: Json = {
-            "written_bytes": _number(body, "written_bytes"),
-            "fetched_bytes": _number(body, "fetched_bytes"),
-            "agent_seconds": _object(body, "seconds"),
+            "written_bytes": number_in(body, "written_bytes"),
+            "fetched_bytes": number_in(body, "fetched_bytes"),
+            "agent_seconds": object_in(body, "seconds"),
         }
         with self._store.begin() as tx:
             _, operation, host = self._session(tx, token)
@@ -270,73 +267,8 @@ class AgentSessions:
             return {"restart": "reboot"}
 
     def phone_home(self, body: Json, source: str) -> Json:
-        """Judge the report of a freshly booted system by nonce, release and root disk.
-
-        Raises TrustError when the nonce is not the one of a waiting deployment. A report
-        with the right nonce from a wrong system ends the deployment as failed.
-        """
-        nonce = _text(body, "nonce")
-        operation_id = OperationId(nonce.split(".", 1)[0])
-        now = self._clock()
-        with self._store.begin() as tx:
-            operation = self._operation_of_nonce(tx, operation_id, nonce)
-            host = tx.host(operation.host_id)
-            row = tx.release(operation.release or "")
-            mismatch = _mismatch(body, operation, row.release_id if row else None)
-            if operation.phase in (Phase.BOOTING, Phase.PROVING):
-                self._apply_report(tx, operation, host, body, source, mismatch)
-                text = "phones home" if mismatch is None else f"phones home: {mismatch['message']}"
-                tx.add_event(_event(now, "cloud-init", text, host, operation))
-            elif not operation.is_final:
-                raise NotAllowed(
-                    "a system phoned home before its deployment was written",
-                    host=host.name,
-                    found=str(operation.phase),
-                )
-            return {"accepted": mismatch is None}
-
-    def _apply_report(
-        self,
-        tx: Tx,
-        operation: Operation,
-        host: Host,
-        body: Json,
-        source: str,
-        mismatch: Json | None,
-    ) -> None:
-        evidence: Json = {
-            "nonce": "the deployment's own",
-            "address": source,
-            "release_id": body.get("release_id"),
-            "root_disk": body.get("root_disk"),
-            "boot_id": body.get("boot_id"),
-            "machine_id_digest": body.get("machine_id_digest"),
-            "ssh_host_keys": [str(key)[:TEXT_MAX] for key in body.get("ssh_host_keys", [])][:8],
-            "kernel": body.get("kernel"),
-            "os_release": body.get("os_release"),
-            "failed_units": [str(unit)[:200] for unit in body.get("failed_units", [])][:50],
-        }
-        self._transitions.apply(
-            tx,
-            operation.id,
-            E.PHONED_HOME if mismatch is None else E.EVIDENCE_REFUSED,
-            generation=operation.generation,
-            actor=REPORTER,
-            evidence=evidence if mismatch is None else {"refused_report": evidence},
-            error={"host": host.name, **mismatch} if mismatch else None,
-        )
-
-    def _operation_of_nonce(self, tx: Tx, operation_id: OperationId, nonce: str) -> Operation:
-        try:
-            operation = tx.operation(operation_id)
-        except ProvisionerError:
-            _refuse_nonce()
-        right = self._derived.nonce(operation.id, operation.generation).reveal()
-        if operation.kind is not Kind.DEPLOYMENT or not hmac.compare_digest(
-            right.encode(), nonce.encode()
-        ):
-            _refuse_nonce()
-        return operation
+        """Judge the report of a freshly booted system. See `Homecoming`."""
+        return self._homecoming.phone_home(body, source)
 
     def _live_ticket(self, tx: Tx, text: str, now: datetime) -> Ticket:
         ticket = tx.ticket(digest_of(text))
@@ -412,30 +344,6 @@ class AgentSessions:
         return choose_disk(DiskRule.parse(profile.document["disk"]), disks)
 
 
-def _mismatch(body: Json, operation: Operation, release_id: str | None) -> Json | None:
-    """Return the error for a report that is not from the deployed system, or None."""
-    disk = operation.evidence.get("disk", {})
-    found = body["root_disk"] if isinstance(body.get("root_disk"), dict) else {}
-    if release_id is None or body.get("release_id") != release_id:
-        return {
-            "code": "wrong_system",
-            "message": "the host came up with another system than the deployed one",
-            "expected": release_id,
-            "found": body.get("release_id"),
-            "hint": "check the boot order: it may have started an old system from another disk",
-        }
-    known_by = "serial" if disk.get("serial") else "wwn"
-    if found.get(known_by) != disk.get(known_by):
-        return {
-            "code": "wrong_disk",
-            "message": "the host runs from another disk than the deployed one",
-            "expected": disk,
-            "found": found,
-            "hint": "check the boot order, and whether two disks carry the same file system",
-        }
-    return None
-
-
 def _with_inventory(host: Host, inventory: Json) -> Host:
     """Identity is written once: what is enrolled already is never overwritten."""
     uuid = str(inventory.get("uuid") or "").lower()
@@ -468,16 +376,6 @@ def _check_identity(host: Host, inventory: Json) -> None:
         )
 
 
-def _inventory(body: Json) -> Json:
-    inventory = _object(body, "inventory")
-    for key in ("disks", "nics"):
-        if not isinstance(inventory.get(key), list) or len(inventory[key]) > DISKS_MAX:
-            raise RequestError(f"the inventory has no usable {key}", expected="a list")
-    for disk in inventory["disks"]:
-        Disk.from_dict(disk)
-    return inventory
-
-
 def _used(host: str) -> TicketRefused:
     return TicketRefused(
         "this boot ticket was used already",
@@ -486,32 +384,3 @@ def _used(host: str) -> TicketRefused:
         found="a used one",
         hint="if the host restarted by itself, request the operation again",
     )
-
-
-def _refuse_nonce() -> NoReturn:
-    raise TrustError("this nonce belongs to no deployment", hint="the host was rebuilt since")
-
-
-def _event(at: datetime, source: str, text: str, host: Host, operation: Operation) -> Event:
-    return Event(at, source, text, host_id=host.id, operation_id=operation.id)
-
-
-def _object(body: Json, key: str) -> Json:
-    value = body.get(key)
-    if not isinstance(value, dict):
-        raise RequestError(f"{key} is missing", expected="an object", found=type(value).__name__)
-    return value
-
-
-def _text(body: Json, key: str) -> str:
-    value = body.get(key)
-    if not isinstance(value, str) or not value or len(value) > TEXT_MAX:
-        raise RequestError(f"{key} is missing", expected="a text", found=type(value).__name__)
-    return value
-
-
-def _number(body: dict[str, Any], key: str) -> int:
-    value = body.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise RequestError(f"{key} is missing", expected="a whole number", found=value)
-    return value

@@ -47,15 +47,15 @@ NAMELESS = replace(DISK, serial=None, wwn=None)
 
 
 def asking(case: Case = GOOD, **changes: object) -> Case:
-    return replace(case, request=replace(case.request, **changes))  # type: ignore[arg-type]
+    return replace(case, request=replace(case.request, **changes))  # type: ignore[arg-type] # fields by name
 
 
 def on_host(**changes: object) -> Case:
-    return replace(GOOD, host=replace(HOST, **changes))  # type: ignore[arg-type]
+    return replace(GOOD, host=replace(HOST, **changes))  # type: ignore[arg-type] # fields by name
 
 
 def in_operation(**changes: object) -> Case:
-    return replace(GOOD, operation=replace(GOOD.operation, **changes))  # type: ignore[arg-type]
+    return replace(GOOD, operation=replace(GOOD.operation, **changes))  # type: ignore[arg-type] # fields by name
 
 
 # Each check by its words, with every way to fail it and no other check.

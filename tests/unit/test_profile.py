@@ -73,7 +73,7 @@ def test_a_disk_rule_is_checked_when_it_is_saved(rule: Any) -> None:
 @pytest.mark.parametrize(
     ("document", "key", "hint"),
     [
-        ({"disk": RULE, "varables": {}}, "varables", "did you mean variables?"),
+        ({"disk": RULE, "variable": {}}, "variable", "did you mean variables?"),
         ({"disk": RULE, "cloud-config": {}}, "cloud-config", "did you mean cloud_config?"),
         ({"disk": RULE, "zzz": {}}, "zzz", None),
         ({"disk": RULE, "health": {"soak": 5}}, "soak", "did you mean soak_s?"),

@@ -1,0 +1,55 @@
+"""What an agent or a reporter sent, taken out with its type checked. Decides nothing."""
+
+from datetime import datetime
+from typing import Final
+
+from provisioner.core.disks import Disk
+from provisioner.core.model import Event, Host, Json, Operation
+from provisioner.errors import RequestError
+
+TEXT_MAX: Final = 2000
+DISKS_MAX: Final = 256
+LIST_MAX: Final = 50
+
+
+def inventory_in(body: Json) -> Json:
+    """Return the inventory. Raises RequestError for what no agent of ours would send."""
+    inventory = object_in(body, "inventory")
+    for key in ("disks", "nics"):
+        if not isinstance(inventory.get(key), list) or len(inventory[key]) > DISKS_MAX:
+            raise RequestError(f"the inventory has no usable {key}", expected="a list")
+    for disk in inventory["disks"]:
+        Disk.from_dict(disk)
+    return inventory
+
+
+def object_in(body: Json, key: str) -> Json:
+    value = body.get(key)
+    if not isinstance(value, dict):
+        raise RequestError(f"{key} is missing", expected="an object", found=type(value).__name__)
+    return value
+
+
+def text_in(body: Json, key: str) -> str:
+    value = body.get(key)
+    if not isinstance(value, str) or not value or len(value) > TEXT_MAX:
+        raise RequestError(f"{key} is missing", expected="a text", found=type(value).__name__)
+    return value
+
+
+def number_in(body: Json, key: str) -> int:
+    value = body.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise RequestError(f"{key} is missing", expected="a whole number", found=value)
+    return value
+
+
+def texts_in(body: Json, key: str) -> list[str]:
+    """Return a list of short texts, cut to its limits; an absent or odd one is empty."""
+    value = body.get(key)
+    listed = value if isinstance(value, list) else []
+    return [str(item)[:TEXT_MAX] for item in listed[:LIST_MAX]]
+
+
+def event_of(at: datetime, source: str, text: str, host: Host, operation: Operation) -> Event:
+    return Event(at, source, text, host_id=host.id, operation_id=operation.id)

@@ -1,0 +1,134 @@
+"""Judges what a freshly booted system reports: its nonce, its release, the disk it runs from.
+
+Whether it is healthy beyond that is the health checks' to say.
+"""
+
+import hmac
+from typing import Final, NoReturn
+
+from provisioner.core.contracts import Clock, Store, Tx
+from provisioner.core.disks import bare_wwn
+from provisioner.core.lifecycle import E, NotAllowed
+from provisioner.core.model import Host, Json, Kind, Operation, OperationId, Phase
+from provisioner.errors import ProvisionerError, TrustError
+
+from .agent_bodies import event_of, text_in, texts_in
+from .chance import Derived
+from .transitions import Transitions
+
+REPORTER: Final = "reporter"
+
+
+class Homecoming:
+    """The reporter's one call."""
+
+    def __init__(
+        self, store: Store, transitions: Transitions, clock: Clock, derived: Derived
+    ) -> None:
+        self._store = store
+        self._transitions = transitions
+        self._clock = clock
+        self._derived = derived
+
+    def phone_home(self, body: Json, source: str) -> Json:
+        """Judge the report of a freshly booted system by nonce, release and root disk.
+
+        Raises TrustError when the nonce is not the one of a waiting deployment. A report
+        with the right nonce from a wrong system ends the deployment as failed.
+        """
+        nonce = text_in(body, "nonce")
+        operation_id = OperationId(nonce.split(".", 1)[0])
+        now = self._clock()
+        with self._store.begin() as tx:
+            operation = self._operation_of_nonce(tx, operation_id, nonce)
+            host = tx.host(operation.host_id)
+            row = tx.release(operation.release or "")
+            mismatch = _mismatch(body, operation, row.release_id if row else None)
+            if operation.phase in (Phase.BOOTING, Phase.PROVING):
+                self._apply_report(tx, operation, host, body, source, mismatch)
+                text = "phones home" if mismatch is None else f"phones home: {mismatch['message']}"
+                tx.add_event(event_of(now, "cloud-init", text, host, operation))
+            elif not operation.is_final:
+                raise NotAllowed(
+                    "a system phoned home before its deployment was written",
+                    host=host.name,
+                    found=str(operation.phase),
+                )
+            return {"accepted": mismatch is None}
+
+    def _apply_report(
+        self,
+        tx: Tx,
+        operation: Operation,
+        host: Host,
+        body: Json,
+        source: str,
+        mismatch: Json | None,
+    ) -> None:
+        evidence: Json = {
+            "nonce": "the deployment's own",
+            "address": source,
+            "release_id": body.get("release_id"),
+            "root_disk": body.get("root_disk"),
+            "boot_id": body.get("boot_id"),
+            "machine_id_digest": body.get("machine_id_digest"),
+            "ssh_host_keys": texts_in(body, "ssh_host_keys"),
+            "kernel": body.get("kernel"),
+            "os_release": body.get("os_release"),
+            "failed_units": texts_in(body, "failed_units"),
+        }
+        self._transitions.apply(
+            tx,
+            operation.id,
+            E.PHONED_HOME if mismatch is None else E.EVIDENCE_REFUSED,
+            generation=operation.generation,
+            actor=REPORTER,
+            evidence=evidence if mismatch is None else {"refused_report": evidence},
+            error={"host": host.name, **mismatch} if mismatch else None,
+        )
+
+    def _operation_of_nonce(self, tx: Tx, operation_id: OperationId, nonce: str) -> Operation:
+        try:
+            operation = tx.operation(operation_id)
+        except ProvisionerError:
+            _refuse_nonce()
+        right = self._derived.nonce(operation.id, operation.generation).reveal()
+        if operation.kind is not Kind.DEPLOYMENT or not hmac.compare_digest(
+            right.encode(), nonce.encode()
+        ):
+            _refuse_nonce()
+        return operation
+
+
+def _mismatch(body: Json, operation: Operation, release_id: str | None) -> Json | None:
+    """Return the error for a report that is not from the deployed system, or None."""
+    disk = operation.evidence.get("disk", {})
+    found = body["root_disk"] if isinstance(body.get("root_disk"), dict) else {}
+    if release_id is None or body.get("release_id") != release_id:
+        return {
+            "code": "wrong_system",
+            "message": "the host came up with another system than the deployed one",
+            "expected": release_id,
+            "found": body.get("release_id"),
+            "hint": "check the boot order: it may have started an old system from another disk",
+        }
+    if _name_of(found, disk) != _name_of(disk, disk):
+        return {
+            "code": "wrong_disk",
+            "message": "the host runs from another disk than the deployed one",
+            "expected": disk,
+            "found": found,
+            "hint": "check the boot order, and whether two disks carry the same file system",
+        }
+    return None
+
+
+def _name_of(disk: Json, permitted: Json) -> str | None:
+    """Return what tells `disk` from others, by what the permitted one is known by."""
+    if permitted.get("serial"):
+        return str(disk.get("serial"))
+    return bare_wwn(str(disk.get("wwn")))
+
+
+def _refuse_nonce() -> NoReturn:
+    raise TrustError("this nonce belongs to no deployment", hint="the host was rebuilt since")

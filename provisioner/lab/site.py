@@ -1,0 +1,357 @@
+"""A whole installation beside a lab: configuration, ramdisk, releases, running service.
+
+What the demo, the lab tests and the benches share. The API listens on this machine's
+loopback; everything that hosts talk to runs inside the lab's network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import provisioner
+from provisioner import wiring
+from provisioner.client import Client
+from provisioner.core.manifest import Manifest
+from provisioner.errors import ProvisionerError, Unavailable
+from provisioner.lab.lab import Lab
+from provisioner.lab.model import BRIDGE, BRIDGE_ADDRESS, Host
+from provisioner.setting_types import Address
+from provisioner.settings import CONFIG_FILE, Settings, load
+from provisioner.setup import Plan, initialise
+
+LAB_KERNEL: Final = "linux-image-cloud-amd64"
+READY_LIMIT: Final = timedelta(seconds=60)
+STOP_LIMIT: Final = timedelta(seconds=30)
+PROFILE: Final = "lab"
+USER: Final = "operator"
+
+Say = Callable[[str], None]
+
+
+def cache_directory() -> Path:
+    """Return where what is slow to make is kept between runs."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "provisioner"
+
+
+@dataclass
+class Site:
+    """One installation in `directory`, for the hosts of `lab`."""
+
+    directory: Path
+    lab: Lab
+    settings: Settings
+    cache: Path
+    say: Say
+    processes: list[subprocess.Popen[bytes]]
+
+    @classmethod
+    def create(
+        cls,
+        directory: Path,
+        lab: Lab,
+        *,
+        changes: Mapping[str, Mapping[str, object]] | None = None,
+        say: Say = lambda _line: None,
+    ) -> Site:
+        """Initialise a site with strong keys and a ramdisk; nothing runs yet.
+
+        `changes` are settings by section: {"limits": {"netbooting_s": 60}}.
+        """
+        plan = Plan(
+            listen_address=BRIDGE_ADDRESS,
+            interface=BRIDGE,
+            dhcp="full",
+            api=Address("127.0.0.1", _free_port()),
+        )
+        initialise(directory, plan)
+        _change(directory / CONFIG_FILE, changes or {})
+        site = cls(directory, lab, load(directory / CONFIG_FILE), cache_directory(), say, [])
+        site.build_ramdisk()
+        site.make_ssh_key()
+        return site
+
+    @property
+    def config(self) -> Path:
+        return self.directory / CONFIG_FILE
+
+    @property
+    def ssh_key(self) -> Path:
+        return self.directory / "ssh" / "id_ed25519"
+
+    @property
+    def api_url(self) -> str:
+        return f"http://{self.settings.api.listen}"
+
+    def client(self) -> Client:
+        return Client(self.api_url, self.settings.keys.admin_token.reveal())
+
+    def build_ramdisk(self) -> str:
+        """Build the ramdisk with this site's pins and return its digest."""
+        from provisioner.imaging.ramdisk import Pins, build_base, build_ramdisk
+
+        self.say("ramdisk")
+        base = build_base(LAB_KERNEL, self.cache / "ramdisk")
+        keys = self.settings.keys
+        pins = Pins(
+            release_keys=keys.release_public.encode(), agent_ca=keys.agent_tls_pem.read_bytes()
+        )
+        return build_ramdisk(base, pins, self.settings.data_dir / "ramdisks").digest
+
+    def make_ssh_key(self) -> None:
+        """Make the key that opens the deployed hosts."""
+        self.ssh_key.parent.mkdir(mode=0o700)
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.ssh_key)], check=True
+        )
+
+    def publish(self, version: str) -> Manifest:
+        """Publish a version of `debian-12`, built with the lab's kernel, from the cache where
+        it was built before."""
+        from provisioner.imaging.archive import ReleaseFacts
+
+        folder = self._built(version)
+        self.say(f"publishing debian-12@{version}")
+        facts = json.loads((folder / "facts.json").read_text())
+        facts["firmware"] = tuple(facts["firmware"])
+        service = wiring.build(self.settings)
+        try:
+            publisher = wiring.publisher(self.settings, service, actor="lab")
+            self._lend_chunks(folder)
+            manifest = publisher.publish(folder / "disk.raw", ReleaseFacts(**facts))
+            self._keep_chunks(folder)
+            return manifest
+        finally:
+            service.close()
+
+    def _built(self, version: str) -> Path:
+        """Return the cache's folder with `disk.raw` and `facts.json` of this version."""
+        from provisioner.imaging.build import built_image
+        from provisioner.imaging.recipe import find_recipe, load_recipe
+
+        recipe = replace(load_recipe(find_recipe("debian-12")), kernel=LAB_KERNEL)
+        text = f"{recipe.digest} {_sources('imaging')} {version}"
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        folder = self.cache / "lab-images" / f"debian-12-{version}-{key}"
+        if (folder / "facts.json").is_file():
+            return folder
+        self.say(f"building debian-12@{version} (once; it is cached)")
+        for stale in folder.parent.glob(f"debian-12-{version}-*"):
+            shutil.rmtree(stale)
+        folder.mkdir(parents=True)
+        now = datetime.now(UTC)
+        images = self.cache / "images"
+        with built_image(recipe, version, cache=images, now=now, say=self.say) as built:
+            shutil.move(built.raw, folder / "disk.raw")
+            (folder / "facts.json").write_text(json.dumps(asdict(built.facts)))
+        return folder
+
+    def _lend_chunks(self, folder: Path) -> None:
+        """Link chunks that an earlier publishing compressed; publishing verifies them."""
+        kept = folder / "chunks"
+        if kept.is_dir():
+            target = self.settings.data_dir / "chunks"
+            shutil.copytree(kept, target, copy_function=_link, dirs_exist_ok=True)
+
+    def _keep_chunks(self, folder: Path) -> None:
+        if not (folder / "chunks").exists():
+            shutil.copytree(
+                self.settings.data_dir / "chunks", folder / "chunks", copy_function=_link
+            )
+
+    def start(self) -> None:
+        """Start the service and return when every part answers."""
+        self.say("starting the service")
+        api = self._serve([], "api")
+        rest = self._serve(self.lab.nsenter_argv(), "boot,tftp,dhcp,worker")
+        self.processes = [api, rest]
+        for process, name in ((api, "api"), (rest, "boot,tftp,dhcp,worker")):
+            self._wait_until_ready(process, name)
+
+    def stop(self) -> None:
+        """Stop the service as systemd would, and return when all of it has ended."""
+        for process in self.processes:
+            process.send_signal(signal.SIGTERM)
+        self._reap()
+
+    def kill(self) -> None:
+        """Kill the whole service without a word (`kill -9`)."""
+        for process in self.processes:
+            process.kill()
+        self._reap()
+
+    def _reap(self) -> None:
+        for process in self.processes:
+            try:
+                process.wait(STOP_LIMIT.total_seconds())
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.processes = []
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Site]:
+        """The service runs in the block, and nothing of it after."""
+        self.start()
+        try:
+            yield self
+        finally:
+            self.stop()
+
+    def log_path(self, parts: str) -> Path:
+        return self.directory / f"serve-{parts.replace(',', '-')}.log"
+
+    def save_profile(self, **changes: Any) -> None:
+        """Save the lab's profile: the disk with serial LAB-<host>-0, ssh by key, ssh checked."""
+        self.client().save_profile(PROFILE, {**lab_profile(self.ssh_key), **changes})
+
+    def enrol(self, host: Host, **changes: Any) -> None:
+        """Add a host of the lab to the service, with the lab's profile."""
+        self.client().add_host(host_document(host) | changes)
+
+    def ssh_argv(self, address: str) -> list[str]:
+        """Return the command that logs in to a deployed host, through the lab's network."""
+        return [
+            *self.lab.nsenter_argv(),
+            *("ssh", "-i", str(self.ssh_key), "-o", "BatchMode=yes"),
+            *("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"),
+            *("-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20"),
+            f"{USER}@{address}",
+        ]
+
+    def _serve(self, enter: list[str], parts: str) -> subprocess.Popen[bytes]:
+        self._ready_file(parts).unlink(missing_ok=True)
+        with self.log_path(parts).open("ab") as log:
+            return subprocess.Popen(
+                [
+                    *enter,
+                    *(sys.executable, "-m", "provisioner.cli.main", "serve"),
+                    *("--config", str(self.config), "--only", parts),
+                    *("--ready-file", str(self._ready_file(parts))),
+                ],
+                cwd=self.directory,
+                env={**os.environ, "PYTHONPATH": str(Path(provisioner.__file__).parents[1])},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def _ready_file(self, parts: str) -> Path:
+        return self.directory / f"ready-{parts.replace(',', '-')}"
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes], parts: str) -> None:
+        deadline = time.monotonic() + READY_LIMIT.total_seconds()
+        while not self._ready_file(parts).exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                said = self.log_path(parts).read_text(errors="replace")[-2000:]
+                raise Unavailable(f"the service ({parts}) did not start", found=said)
+            time.sleep(0.05)
+
+
+def lab_profile(ssh_key: Path, *, soak_s: float = 2) -> dict[str, Any]:
+    """Return the profile document of lab hosts."""
+    return {
+        "cloud_config": {
+            "users": [
+                {
+                    "name": USER,
+                    "shell": "/bin/bash",
+                    "sudo": "ALL=(ALL) NOPASSWD:ALL",
+                    "lock_passwd": True,
+                    "ssh_authorized_keys": [Path(f"{ssh_key}.pub").read_text().strip()],
+                }
+            ],
+            "ssh_pwauth": False,
+        },
+        "disk": {"bus": "virtio", "size_min_bytes": 3 * 1024**3},
+        "health": {"soak_s": soak_s, "checks": [{"type": "ssh"}, {"type": "tcp", "port": 22}]},
+    }
+
+
+def host_document(host: Host) -> dict[str, Any]:
+    """Return what the API takes to enrol a host of the lab."""
+    return {
+        "name": host.name,
+        "macs": [host.mac],
+        "firmware": host.firmware,
+        "uuid": host.uuid,
+        "serial": host.serial,
+        "profile": PROFILE,
+        "bmc": asdict(host.bmc),
+    }
+
+
+def wait_for(
+    site: Site, operation: str, *, limit: timedelta, until: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Return the operation once it ended, or entered one of the phases `until`.
+
+    Raises Unavailable, with the operation as found, when that takes too long.
+    """
+    ends = ("succeeded", "failed", "cancelled")
+    deadline = time.monotonic() + limit.total_seconds()
+    shown: dict[str, Any] = {}
+    while time.monotonic() < deadline:
+        try:
+            with site.client() as client:
+                shown = client.operation(operation)
+        except ProvisionerError as error:
+            if error.exit_code != Unavailable.exit_code:
+                raise
+        if shown.get("phase") in (*ends, *until):
+            return shown
+        time.sleep(0.2)
+    raise Unavailable(f"operation {operation} took longer than {limit}", found=shown)
+
+
+def _change(config: Path, changes: Mapping[str, Mapping[str, object]]) -> None:
+    text = config.read_text()
+    for section, values in changes.items():
+        lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+        header = f"[{section}]\n"
+        if header in text:
+            kept, rest = text.split(header, 1)
+            own, _, after = rest.partition("\n[")
+            old = [line for line in own.splitlines() if line.split(" =")[0] not in values]
+            text = kept + header + lines + "\n".join(old) + "\n" + (f"\n[{after}" if after else "")
+        else:
+            text += f"\n{header}{lines}"
+    config.write_text(text)
+
+
+def _sources(room: str) -> str:
+    """Return a digest of a room's code, so that what it built before is not taken for new."""
+    folder = Path(provisioner.__file__).parent / room
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _link(source: str, target: str) -> None:
+    if not os.path.exists(target):
+        try:
+            os.link(source, target)
+        except OSError:  # the cache is on another file system
+            shutil.copyfile(source, target)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

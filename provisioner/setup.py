@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from .errors import Conflict, RequestError
 from .keys import ADMIN_TOKEN, FOLDER, make_keys, write_secret
@@ -110,6 +111,11 @@ def completed(plan: Plan) -> Plan:
             "hosts must be told one address of this machine",
             expected="its address on the provisioning network, such as 10.77.0.1",
             found=plan.listen_address,
+        )
+    if urlsplit(plan.database).password is not None:
+        raise RequestError(
+            "a password in the arguments can be read by every user of this machine",
+            hint="leave it out and put it into ~/.pgpass, or into provisioner.toml afterwards",
         )
     if plan.dhcp == "off":
         return plan

@@ -1,0 +1,3 @@
+"""The client of the operator API."""
+
+from .client import Client as Client

@@ -1,0 +1,290 @@
+"""`provisioner host`: enrol, show and change hosts. Decides nothing."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from provisioner.errors import RequestError
+
+from .connection import connected
+from .lazy import SuggestingGroup
+from .output import output_option, show, show_one
+from .passwords import bmc_of, documents_in, read_password
+
+if TYPE_CHECKING:
+    from provisioner.client import Client
+
+COLUMNS = ["name", "state", "release_name", "operation.phase", "flags", "profile", "firmware"]
+WIDE = ["id", "macs", "bmc.address", "local_boot", "serial", "generation", "created_at"]
+EVENT_COLUMNS = ["at", "source", "text"]
+HIDDEN = ["inventory"]
+_LOCAL_BOOT = click.Choice(("exit", "sanboot", "404"))
+_BMC_PASSWORD = "File with the BMC's password; - is standard input. Default: a prompt."
+
+
+@click.group(cls=SuggestingGroup)
+def host() -> None:
+    """Enrol, show and change hosts."""
+
+
+@host.command("add")
+@click.argument("name")
+@click.option("--mac", "macs", multiple=True, required=True, help="MAC address; repeatable.")
+@click.option("--bmc", metavar="ADDRESS[:PORT]", help="Where its BMC answers IPMI.")
+@click.option("--bmc-user", metavar="USER")
+@click.option("--bmc-password-file", metavar="FILE", help=_BMC_PASSWORD)
+@click.option("--profile", help="Profile that deployments of it use.")
+@click.option("--firmware", type=click.Choice(("bios", "uefi")), help="Learnt when left out.")
+@click.option("--local-boot", type=_LOCAL_BOOT, default="exit", show_default=True)
+@click.option("--uuid", help="Learnt from its first boot when left out.")
+@click.option("--serial", help="Learnt from its first boot when left out.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Repeatable.")
+@output_option
+@connected
+def add(
+    client: "Client",
+    name: str,
+    macs: tuple[str, ...],
+    bmc: str | None,
+    bmc_user: str | None,
+    bmc_password_file: str | None,
+    profile: str | None,
+    firmware: str | None,
+    local_boot: str,
+    uuid: str | None,
+    serial: str | None,
+    labels: tuple[str, ...],
+    output: str,
+) -> None:
+    """Enrol a host."""
+    spec: dict[str, Any] = {
+        "name": name,
+        "macs": list(macs),
+        "bmc": bmc_of(bmc, bmc_user, bmc_password_file, name),
+        "profile": profile,
+        "firmware": firmware,
+        "local_boot": local_boot,
+        "uuid": uuid,
+        "serial": serial,
+        "labels": _labels(labels),
+    }
+    added = client.add_host({key: value for key, value in spec.items() if value is not None})
+    show([_row(added)], COLUMNS, output, wide_columns=WIDE)
+
+
+@host.command("import")
+@click.argument("file", metavar="FILE")
+@output_option
+@connected
+def import_(client: "Client", file: str, output: str) -> None:
+    """Enrol all hosts of a YAML or JSON file, or none; - is standard input.
+
+    The file holds a list of hosts, each with name, macs, and bmc: address, user, and
+    password or password_file (relative to the file).
+    """
+    found = documents_in(file)
+    listed = found.get("hosts") if isinstance(found, dict) else found
+    if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
+        raise RequestError(
+            "the file holds no hosts", expected="a list of hosts", found=type(listed).__name__
+        )
+    folder = Path() if file == "-" else Path(file).parent
+    added = client.import_hosts([_with_password(item, folder) for item in listed])
+    show([_row(item) for item in added], COLUMNS, output, wide_columns=WIDE)
+
+
+@host.command("list")
+@output_option
+@connected
+def list_(client: "Client", output: str) -> None:
+    """List all hosts."""
+    show([_row(item) for item in client.hosts()], COLUMNS, output, wide_columns=WIDE)
+
+
+@host.command("show")
+@click.argument("name")
+@output_option
+@connected
+def show_(client: "Client", name: str, output: str) -> None:
+    """Show one host; -o wide adds its inventory."""
+    show_one(client.host(name), output, hidden=HIDDEN)
+
+
+@host.command("change")
+@click.argument("name")
+@click.option("--profile", help="Profile that deployments of it use.")
+@click.option("--local-boot", type=_LOCAL_BOOT, help="How it is told to boot its disk.")
+@click.option("--bmc", metavar="ADDRESS[:PORT]", help="Where its BMC answers IPMI.")
+@click.option("--bmc-user", metavar="USER")
+@click.option("--bmc-password-file", metavar="FILE", help=_BMC_PASSWORD)
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Replaces all.")
+@output_option
+@connected
+def change(
+    client: "Client",
+    name: str,
+    profile: str | None,
+    local_boot: str | None,
+    bmc: str | None,
+    bmc_user: str | None,
+    bmc_password_file: str | None,
+    labels: tuple[str, ...],
+    output: str,
+) -> None:
+    """Change what is given; the rest stays."""
+    changes = {
+        "profile": profile,
+        "local_boot": local_boot,
+        "bmc": bmc_of(bmc, bmc_user, bmc_password_file, name),
+        "labels": _labels(labels) or None,
+    }
+    given = {key: value for key, value in changes.items() if value is not None}
+    if not given:
+        raise RequestError("nothing to change was given", host=name)
+    show([_row(client.change_host(name, given))], COLUMNS, output, wide_columns=WIDE)
+
+
+@host.command("delete")
+@click.argument("name")
+@connected
+def delete(client: "Client", name: str) -> None:
+    """Stop managing a host. Its disk stays as it is."""
+    client.delete_host(name)
+    click.echo(f"{name} is no longer managed")
+
+
+@host.command("power")
+@click.argument("name")
+@click.argument("action", type=click.Choice(("status", "on", "off", "soft-off", "reset")))
+@connected
+def power(client: "Client", name: str, action: str) -> None:
+    """Ask or tell the BMC of a host, once."""
+    state = client.power(name, action)
+    click.echo(state if state is not None else f"{name}: the BMC accepted {action}")
+
+
+@host.command("protect")
+@click.argument("name")
+@connected
+def protect(client: "Client", name: str) -> None:
+    """Refuse every rebuild and deletion of a host."""
+    client.set_flags(name, is_protected=True)
+    click.echo(f"{name} is protected")
+
+
+@host.command("unprotect")
+@click.argument("name")
+@connected
+def unprotect(client: "Client", name: str) -> None:
+    """Allow rebuilds of a host again."""
+    client.set_flags(name, is_protected=False)
+    click.echo(f"{name} is not protected")
+
+
+@host.command("maintenance")
+@click.argument("name")
+@click.option("--on/--off", "is_on", default=None, help="Hands off, or free again.")
+@connected
+def maintenance(client: "Client", name: str, is_on: bool | None) -> None:
+    """Keep operations off a host while somebody works on it, or allow them again."""
+    if is_on is None:
+        raise RequestError("say which", host=name, expected="--on or --off")
+    client.set_flags(name, in_maintenance=is_on)
+    click.echo(f"{name} is {'in' if is_on else 'out of'} maintenance")
+
+
+@host.command("release")
+@click.argument("name")
+@connected
+def release(client: "Client", name: str) -> None:
+    """Take a host out of quarantine."""
+    client.set_flags(name, release_quarantine=True)
+    click.echo(f"{name} is not quarantined")
+
+
+@host.command("confirm")
+@click.argument("name")
+@click.option("--name", "new_name", help="What it shall be called from now on.")
+@click.option("--bmc", metavar="ADDRESS[:PORT]", help="Where its BMC answers IPMI.")
+@click.option("--bmc-user", metavar="USER")
+@click.option("--bmc-password-file", metavar="FILE", help=_BMC_PASSWORD)
+@click.option("--profile", help="Profile that deployments of it use.")
+@output_option
+@connected
+def confirm(
+    client: "Client",
+    name: str,
+    new_name: str | None,
+    bmc: str | None,
+    bmc_user: str | None,
+    bmc_password_file: str | None,
+    profile: str | None,
+    output: str,
+) -> None:
+    """Take a discovered host into management."""
+    changes = {
+        "new_name": new_name,
+        "bmc": bmc_of(bmc, bmc_user, bmc_password_file, name),
+        "profile": profile,
+    }
+    given = {key: value for key, value in changes.items() if value is not None}
+    show([_row(client.confirm_host(name, given))], COLUMNS, output, wide_columns=WIDE)
+
+
+@host.command("inspect")
+@click.argument("name")
+@click.option("--wait", is_flag=True, help="Watch it until it has ended.")
+@connected
+def inspect(client: "Client", name: str, wait: bool) -> int:
+    """Netboot a host to take its inventory, and return it to its disk."""
+    queued = client.inspect_host(name)
+    if not wait:
+        click.echo(queued["id"])
+        return 0
+    from .watch import watch
+
+    return watch(client, [queued])
+
+
+@host.command("events")
+@click.argument("name")
+@click.option("--after", type=click.IntRange(0), default=0, help="Events after this number.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=200, show_default=True)
+@output_option
+@connected
+def events(client: "Client", name: str, after: int, limit: int, output: str) -> None:
+    """Show a host's timeline, oldest first."""
+    found = client.host_events(name, after=after, limit=limit)
+    show(found, EVENT_COLUMNS, output, wide_columns=["number", "operation", "mac", "detail"])
+
+
+def _row(item: dict[str, Any]) -> dict[str, Any]:
+    """Return the host with its flags gathered under one key, for the table."""
+    flags = {
+        "protected": item["is_protected"],
+        "maintenance": item["in_maintenance"],
+        "quarantined": item["quarantine_reason"] is not None,
+        "unconfirmed": not item["is_confirmed"],
+    }
+    return {**item, "flags": [name for name, is_set in flags.items() if is_set]}
+
+
+def _labels(given: tuple[str, ...]) -> dict[str, str]:
+    labels = {}
+    for text in given:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise RequestError("a label is not usable", expected="KEY=VALUE", found=text)
+        labels[key] = value
+    return labels
+
+
+def _with_password(item: dict[str, Any], folder: Path) -> dict[str, Any]:
+    bmc = item.get("bmc")
+    if not isinstance(bmc, dict) or "password_file" not in bmc:
+        return item
+    file = str(folder / str(bmc["password_file"]))
+    plain = {key: value for key, value in bmc.items() if key != "password_file"}
+    password = read_password(file, f"the BMC of {item.get('name')}")
+    return {**item, "bmc": {**plain, "password": password}}

@@ -1,0 +1,87 @@
+"""Reads a password from a file, standard input or a prompt; never from the arguments, which
+every user of the machine can read."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from provisioner.errors import RequestError
+
+PASSWORD_CHARACTERS_MAX = 128
+IPMI_PORT = 623
+
+
+def read_password(file: str | None, what: str) -> str:
+    """Return the first line of `file` (- is standard input), or what is typed at a prompt.
+
+    Raises RequestError when there is nothing to read, or nobody to ask.
+    """
+    if file is not None:
+        with click.open_file(file, encoding="utf-8") as stream:
+            password: str = stream.readline(PASSWORD_CHARACTERS_MAX + 2).rstrip("\r\n")
+    elif sys.stdin.isatty():
+        password = str(click.prompt(f"Password of {what}", hide_input=True))
+    else:
+        raise RequestError(
+            f"no password of {what} was given",
+            hint="--bmc-password-file FILE, or - for standard input",
+        )
+    if not password or len(password) > PASSWORD_CHARACTERS_MAX:
+        raise RequestError(
+            f"the password of {what} is not usable",
+            expected=f"1 to {PASSWORD_CHARACTERS_MAX} characters on the first line",
+        )
+    return password
+
+
+def bmc_of(
+    address: str | None, user: str | None, password_file: str | None, host: str
+) -> dict[str, Any] | None:
+    """Return the BMC as the API takes it, from the options; None when none was given."""
+    if address is None:
+        if user is not None or password_file is not None:
+            raise RequestError(
+                "BMC credentials without a BMC", host=host, expected="--bmc ADDRESS[:PORT]"
+            )
+        return None
+    if user is None:
+        raise RequestError("a BMC needs a user", host=host, expected="--bmc-user NAME")
+    place, port = _split(address, host)
+    password = read_password(password_file, f"the BMC {place}")
+    return {"address": place, "port": port, "user": user, "password": password}
+
+
+def _split(text: str, host: str) -> tuple[str, int]:
+    from provisioner.setting_types import Wrong, listen
+
+    if text.count(":") > 1 and not text.startswith("["):
+        return text, IPMI_PORT  # an IPv6 address alone
+    try:
+        parsed = listen(text if ":" in text.rsplit("]", 1)[-1] else f"{text}:{IPMI_PORT}")
+    except Wrong as wrong:
+        raise RequestError(
+            "that is not a BMC's address",
+            host=host,
+            expected="an IP address, and a port where it is not 623",
+            found=text,
+        ) from wrong
+    return parsed.host, parsed.port
+
+
+def documents_in(file: str) -> Any:
+    """Return what a YAML or JSON file holds (- is standard input)."""
+    import yaml
+
+    try:
+        with click.open_file(file, encoding="utf-8") as stream:
+            return yaml.safe_load(stream)
+    except yaml.YAMLError as error:
+        raise RequestError(f"{_name(file)} is not YAML: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{_name(file)} cannot be read: {error}") from error
+
+
+def _name(file: str) -> str:
+    return "standard input" if file == "-" else str(Path(file))

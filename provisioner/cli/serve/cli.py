@@ -1,0 +1,38 @@
+"""The command line of `provisioner serve`."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command("serve")
+@click.option(
+    "--config",
+    envvar="PROVISIONER_CONFIG",
+    type=click.Path(path_type=Path),
+    default="provisioner.toml",
+    show_default=True,
+    metavar="FILE",
+    help="The configuration that `provisioner init` wrote.",
+)
+@click.option(
+    "--only",
+    default="",
+    metavar="PARTS",
+    help="Run these parts only: api,boot,tftp,dhcp,worker. boot has the agent listener too.",
+)
+@click.option(
+    "--ready-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Written when all parts answer, with their addresses; removed at the end.",
+)
+def serve_command(config: Path, only: str, ready_file: Path | None) -> None:
+    """Run the service.
+
+    The configuration is checked whole before anything listens. SIGTERM stops it cleanly.
+    """
+    from .command import serve
+
+    parts = tuple(part.strip() for part in only.split(",") if part.strip())
+    serve(config, parts, ready_file)

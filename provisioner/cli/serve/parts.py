@@ -1,0 +1,224 @@
+"""The parts of the service as child processes: what each runs, and with what.
+
+Everything heavy is imported by `preload`, in the parent and before it forks, so that the
+children share the memory of it.
+"""
+
+import errno
+import gc
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from provisioner import wiring
+from provisioner.errors import ConfigError
+from provisioner.setting_types import Address
+from provisioner.settings import Settings
+
+from .supervisor import Part
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+    from provisioner.netboot.dnsmasq import DhcpEvent
+    from provisioner.netboot.tftp import TftpEvent
+
+NAMES: Final = ("api", "boot", "tftp", "dhcp", "worker")
+
+API_WORKERS, API_THREADS = 1, 16
+BOOT_WORKERS, BOOT_THREADS = 2, 24
+AGENT_WORKERS, AGENT_THREADS = 1, 16
+BACKLOG: Final = 1024
+# A service that was just killed may hold its addresses for a moment longer.
+BIND_WAIT_S: Final = 5.0
+BIND_LOOK_S: Final = 0.1
+ADVERTISER_STOP_LIMIT_S: Final = 2.0
+
+log = structlog.get_logger(__name__)
+
+
+def bind_listeners(settings: Settings, only: frozenset[str]) -> dict[str, socket.socket]:
+    """Return the listening sockets of the HTTP parts, bound before anything starts.
+
+    Raises one ConfigError that names every address that cannot be had.
+    """
+    wanted: dict[str, Address] = {}
+    if "api" in only:
+        wanted["api"] = settings.api.listen
+    if "boot" in only:
+        wanted |= {"boot": settings.boot.listen, "agent": settings.agent.listen}
+    bound, problems = {}, []
+    for name, address in wanted.items():
+        try:
+            bound[name] = _bind(address)
+        except OSError as error:
+            problems.append(f"  - {name}.listen: {address}: {error.strerror}")
+    if problems:
+        for sock in bound.values():
+            sock.close()
+        ports = " or ".join(f"sport = :{address.port}" for address in wanted.values())
+        raise ConfigError(
+            "listeners cannot be bound:\n" + "\n".join(problems),
+            hint=f"`ss -ltnp '{ports}'` shows who has a port, `ip address` this machine's own",
+        )
+    return bound
+
+
+def _bind(address: Address) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    ends_at = time.monotonic() + BIND_WAIT_S
+    while True:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((address.host, address.port))
+            sock.listen(BACKLOG)
+        except OSError as error:
+            sock.close()
+            # A wrong address stays wrong; only a taken one may become free.
+            if error.errno != errno.EADDRINUSE or time.monotonic() >= ends_at:
+                raise
+            time.sleep(BIND_LOOK_S)
+        else:
+            return sock
+
+
+def prepare(settings: Settings) -> None:
+    """Bring the database up to date; in a child, so that no connection is inherited."""
+    wiring.prepare(settings)
+
+
+def preload(only: frozenset[str]) -> None:
+    """Import what the children share, and take it out of the collector's sight: a page
+    that no collection writes to stays shared."""
+    import sqlalchemy  # noqa: F401  shared by all parts but tftp
+
+    if only & {"api", "boot"}:
+        from . import http  # noqa: F401
+    if "api" in only:
+        pass
+    gc.collect()
+    gc.freeze()
+
+
+def make_parts(
+    settings: Settings, only: frozenset[str], listeners: dict[str, socket.socket]
+) -> list[Part]:
+    """Return the parts to run, in the order in which they are started."""
+    parts = []
+    if "worker" in only:
+        parts.append(Part("worker", lambda ready: _run_worker(settings, ready)))
+    if "api" in only:
+        parts.append(_http_part("api", settings, listeners["api"], API_WORKERS, API_THREADS))
+    if "boot" in only:
+        parts.append(_http_part("boot", settings, listeners["boot"], BOOT_WORKERS, BOOT_THREADS))
+        parts.append(
+            _http_part("agent", settings, listeners["agent"], AGENT_WORKERS, AGENT_THREADS)
+        )
+    if "tftp" in only:
+        parts.append(Part("tftp", lambda ready: _run_tftp(settings, ready)))
+    if "dhcp" in only and settings.dhcp.mode != "off":
+        # SIGTERM: it has a dnsmasq to end.
+        run_dhcp = Part("dhcp", lambda ready: _run_dhcp(settings, ready), signal.SIGTERM)
+        parts.append(run_dhcp)
+    return parts
+
+
+def _http_part(
+    name: str, settings: Settings, sock: socket.socket, workers: int, threads: int
+) -> Part:
+    apps: dict[str, Callable[[wiring.Service], Flask]] = {
+        "api": wiring.api_app,
+        "boot": wiring.boot_app,
+        "agent": wiring.agent_app,
+    }
+
+    def run(ready: Callable[[], None]) -> None:
+        from .http import HttpServer, run_http
+
+        tls = None
+        if name == "agent":
+            tls = (settings.keys.agent_tls_pem, settings.keys.agent_tls_key)
+        server = HttpServer(name, lambda: apps[name](wiring.build(settings)), workers, threads, tls)
+        run_http(server, sock, ready)
+
+    return Part(name, run)
+
+
+def _run_worker(settings: Settings, ready: Callable[[], None]) -> None:
+    with _stop_event() as stop, _open(settings) as service:
+        worker = wiring.worker(settings, service)
+        ready()
+        worker.run(stop)
+
+
+def _run_tftp(settings: Settings, ready: Callable[[], None]) -> None:
+    from provisioner.netboot.bootfiles import boot_files
+    from provisioner.netboot.tftp import TftpServer
+
+    def tell(event: "TftpEvent") -> None:
+        log.info(
+            "tftp",
+            client=event.client,
+            file=event.file,
+            outcome=str(event.outcome),
+            sent_bytes=event.sent_bytes,
+            seconds=round(event.seconds, 3),
+        )
+
+    listen = settings.tftp.listen
+    server = TftpServer((listen.host, listen.port), boot_files(), on_event=tell)
+    signal.signal(signal.SIGTERM, lambda *_: server.stop())
+    ready()
+    server.serve()
+
+
+def _run_dhcp(settings: Settings, ready: Callable[[], None]) -> None:
+    from provisioner.netboot.advertise import RouterAdvertiser
+    from provisioner.netboot.dhcp import dnsmasq_config
+    from provisioner.netboot.dnsmasq import Dnsmasq
+
+    from .network import dhcp_mode, netboot_config
+
+    def tell(event: "DhcpEvent") -> None:
+        log.info("dhcp", kind=event.kind, mac=event.mac, address=event.address, text=event.text)
+
+    text = dnsmasq_config(netboot_config(settings), dhcp_mode(settings))
+    folder = settings.data_dir / "dhcp"
+    folder.mkdir(mode=0o755, exist_ok=True)
+    path = folder / "dnsmasq.conf"
+    path.write_text(text, encoding="utf-8")
+    dnsmasq = Dnsmasq(path, on_event=tell)
+    signal.signal(signal.SIGTERM, lambda *_: dnsmasq.stop())
+    advertiser = RouterAdvertiser(settings.dhcp.interface)
+    advertising = threading.Thread(target=advertiser.run, name="advertiser", daemon=True)
+    advertising.start()
+    try:
+        ready()
+        dnsmasq.run()
+    finally:
+        advertiser.stop()
+        advertising.join(ADVERTISER_STOP_LIMIT_S)
+
+
+@contextmanager
+def _open(settings: Settings) -> Iterator[wiring.Service]:
+    service = wiring.build(settings)
+    try:
+        yield service
+    finally:
+        service.close()
+
+
+@contextmanager
+def _stop_event() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM sets."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    yield stop

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
+from urllib.parse import urlsplit
 
 from provisioner.core.bootplan import LocalDisk, Ramdisk
 from provisioner.core.model import LocalBoot
@@ -26,10 +27,15 @@ FETCH_PAUSE_S: Final = 2
 
 @dataclass(frozen=True)
 class BootUrls:
-    """Where a host finds us: `boot` by HTTP in clear, `agent` by HTTPS."""
+    """Where a host finds us: `boot` by HTTP in clear, `agent` by HTTPS, and the name or
+    address of our TFTP server, which is the boot listener's when nothing is given.
+
+    (`${next-server}` will not do: beside another DHCP server it may be that one's.)
+    """
 
     boot: str
     agent: str
+    tftp: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ def render_boot_script(plan: LocalDisk | Ramdisk, urls: BootUrls) -> str:
     if isinstance(plan, LocalDisk):
         if plan.method is LocalBoot.NOT_FOUND:
             return "This host boots its own disk.\n"
-        return _render()("local.ipxe.j2", _disk(plan.method))
+        return _render()("local.ipxe.j2", _disk(plan.method, urls))
     values = {
         "boot": base_url(urls.boot, scheme="http"),
         "agent": base_url(urls.agent, scheme="https"),
@@ -64,15 +70,19 @@ def render_boot_script(plan: LocalDisk | Ramdisk, urls: BootUrls) -> str:
         "ticket": word(plan.ticket.reveal()),
         "console": [word(name) for name in plan.console],
         "arguments": [word(argument) for argument in plan.arguments],
-        **_disk(plan.local_boot),
+        **_disk(plan.local_boot, urls),
         "attempts_max": constant(str(FETCH_ATTEMPTS_MAX)),
         "pause_s": constant(str(FETCH_PAUSE_S)),
     }
     return _render()("ramdisk.ipxe.j2", values)
 
 
-def _disk(method: LocalBoot) -> dict[str, object]:
-    return {"local_boot": constant(method.value), "disk_file": constant(DISK_FILE)}
+def _disk(method: LocalBoot, urls: BootUrls) -> dict[str, object]:
+    values: dict[str, object] = {"local_boot": constant(method.value)}
+    if method is LocalBoot.SANBOOT:
+        host = urls.tftp or urlsplit(base_url(urls.boot, scheme="http")).hostname or ""
+        values |= {"tftp": word(host), "disk_file": constant(DISK_FILE)}
+    return values
 
 
 @cache

@@ -18,7 +18,7 @@ from ..core.contracts import Outgoing
 from ..core.effects import from_json, to_json
 from ..core.model import Json, OperationId
 from ..errors import ConfigError
-from .name_lock import NameLock
+from .takeover import TAKEOVER_INTERVAL, take_over, worker_lock
 
 APPLICATION: Final = "provisioner"
 QUEUE: Final = "effects"
@@ -116,6 +116,7 @@ class DbosEffectWorker:
         name: str = "worker-1",
         finished_kept: timedelta = FINISHED_KEPT,
         gc_interval: timedelta = GC_INTERVAL,
+        takeover_interval: timedelta = TAKEOVER_INTERVAL,
         at_once_max: int = EFFECTS_AT_ONCE_MAX,
         deaths_max: int = DEATHS_MAX,
     ) -> None:
@@ -126,10 +127,11 @@ class DbosEffectWorker:
         self._gc_interval = gc_interval
         self._at_once_max = at_once_max
         self._deaths_max = deaths_max
-        self._lock = NameLock(engine, f"worker {name}")
+        self._takeover_interval = takeover_interval
+        self._lock = worker_lock(engine, name)
         self._stopping = threading.Event()
         self._performing = _Count()
-        self._collector: threading.Thread | None = None
+        self._rounds: list[threading.Thread] = []
 
     def start(self, perform: Callable[[Outgoing], None]) -> None:
         """Begin to perform, first what this worker's last life left unfinished; return at once.
@@ -157,17 +159,17 @@ class DbosEffectWorker:
             self.stop()
             raise
         self._stopping.clear()
-        self._collector = threading.Thread(
-            target=self._collect_garbage, name="effects-gc", daemon=True
-        )
-        self._collector.start()
+        self._every(self._gc_interval, self.forget_finished)
+        # With SQLite there is one machine, whose worker finds its own work when it restarts.
+        if self._engine.dialect.name != "sqlite":
+            self._every(self._takeover_interval, self._take_over)
 
     def stop(self) -> None:
         """Stop taking effects and wait up to STOP_LIMIT for those being performed."""
         self._stopping.set()
-        if self._collector is not None:
-            self._collector.join()
-            self._collector = None
+        for thread in self._rounds:
+            thread.join()
+        self._rounds.clear()
         busy = self._performing.value > 0
         DBOS.destroy(
             destroy_registry=True,
@@ -210,14 +212,25 @@ class DbosEffectWorker:
             "max_executor_threads": self._at_once_max + SPARE_THREADS,
             # No schedule is ever registered; this only spaces out the looks for one.
             "scheduler_polling_interval_sec": 3600.0,
+            # Nor does anybody wait for notifications: on SQLite it is how long a stop takes.
+            "notification_listener_polling_interval_sec": 0.2,
         }
 
-    def _collect_garbage(self) -> None:
-        while not self._stopping.wait(self._gc_interval.total_seconds()):
-            try:
-                self.forget_finished()
-            except Exception:  # the top of a thread: the next round tries again
-                logging.getLogger(__name__).exception("finished effects were not forgotten")
+    def _every(self, interval: timedelta, do: Callable[[], object]) -> None:
+        def rounds() -> None:
+            while not self._stopping.wait(interval.total_seconds()):
+                try:
+                    do()
+                except Exception:  # the top of a thread: the next round tries again
+                    logging.getLogger(__name__).exception("a round of housekeeping failed")
+
+        thread = threading.Thread(target=rounds, name="effects-rounds", daemon=True)
+        self._rounds.append(thread)
+        thread.start()
+
+    def _take_over(self) -> None:
+        if taken := take_over(self._engine, QUEUE, self._name):
+            logging.getLogger(__name__).warning("took over %d effects of a dead worker", taken)
 
     def forget_finished(self) -> int:
         """Delete effects that finished longer than `finished_kept` ago; return how many."""

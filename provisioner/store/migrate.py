@@ -5,6 +5,7 @@ from typing import Final
 
 from sqlalchemy import Connection, Engine, text
 
+from ..errors import ConfigError
 from .durable import prepare_effects
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
@@ -14,13 +15,26 @@ MIGRATION_LOCK: Final = 0x70726F77
 
 def upgrade(engine: Engine) -> None:
     """Run the migrations that are missing, in one transaction. Repeatable; of two processes
-    that begin at once, one waits."""
+    that begin at once, one waits.
+
+    Raises ConfigError when the SQLite file cannot be made.
+    """
+    if engine.dialect.name == "sqlite":
+        _create_file(Path(str(engine.url.database)))
     with engine.begin() as connection:
         if engine.dialect.name != "sqlite":
             lock = text("SELECT pg_advisory_xact_lock(:number)")
             connection.execute(lock, {"number": MIGRATION_LOCK})
         _migrate(connection)
     prepare_effects(engine)
+
+
+def _create_file(path: Path) -> None:
+    # SQLite would create it readable for all; its companions (-wal, -shm) take its mode.
+    try:
+        path.touch(mode=0o600, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the database {path} cannot be created") from error
 
 
 def _migrate(connection: Connection) -> None:

@@ -32,11 +32,11 @@ class NameLock:
         self._file: int | None = None
         self._connection: Connection | None = None
 
-    def acquire(self) -> bool:
-        """Take the lock; False when somebody else holds it, and still does a moment later."""
+    def acquire(self, *, wait: timedelta = HOLDER_GONE_LIMIT) -> bool:
+        """Take the lock; False when somebody else holds it, and still does after `wait`."""
         if self._engine.dialect.name == "sqlite":
             return self._lock_file()
-        return self._lock_in_database()
+        return self._lock_in_database(wait)
 
     def release(self) -> None:
         if self._file is not None:
@@ -61,9 +61,9 @@ class NameLock:
         self._file = file
         return True
 
-    def _lock_in_database(self) -> bool:
+    def _lock_in_database(self, wait: timedelta) -> bool:
         connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        end = time.monotonic() + HOLDER_GONE_LIMIT.total_seconds()
+        end = time.monotonic() + wait.total_seconds()
         while not connection.execute(_LOCK, {"number": self._number()}).scalar():
             if time.monotonic() >= end:
                 connection.close()

@@ -23,6 +23,8 @@ from provisioner.core.model import OperationId
 from provisioner.errors import ConfigError
 from provisioner.store.durable import DbosEffectQueue, DbosEffectWorker, prepare_effects
 from provisioner.store.engine import open_engine
+from tests.parts.postgres import Postgres
+from tests.parts.stores import opened
 
 WAIT_LIMIT_S = 20.0
 PROJECT = Path(__file__).parents[2]
@@ -97,11 +99,12 @@ def worker_process(engine: Engine, journal: Journal, how: str) -> Iterator[subpr
 def work(url: str, path: str, how: str) -> None:
     """A worker that writes down each effect, and then returns, hangs or dies as told."""
     journal = Journal(Path(path))
-    worker = DbosEffectWorker(open_engine(url), deaths_max=1)
+    name = "peer" if how == "hang as peer" else "worker-1"
+    worker = DbosEffectWorker(open_engine(url), name=name, deaths_max=1)
 
     def perform(asked: Outgoing) -> None:
         journal.write(asked.key)
-        if how == "hang":
+        if how.startswith("hang"):
             threading.Event().wait()
         if how == "die":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -151,6 +154,15 @@ def test_an_effect_is_saved_with_its_transaction_or_not_at_all(
         until(lambda: bool(performed), "an effect performed")
     assert performed == [outgoing("saved")]
     assert outcomes(engine) == {"saved": "SUCCESS"}
+
+
+def test_what_a_use_case_enqueues_through_the_store_is_performed(migrated_url: str) -> None:
+    performed: list[Outgoing] = []
+    engine = open_engine(migrated_url)
+    with opened(engine) as store, working(DbosEffectWorker(engine), performed.append):
+        with store.begin() as tx:
+            tx.enqueue(outgoing("asked"))
+        until(lambda: performed == [outgoing("asked")], "the effect")
 
 
 def test_enqueuing_a_key_twice_does_it_once(engine: Engine, queue: DbosEffectQueue) -> None:
@@ -301,6 +313,26 @@ def test_finished_effects_are_forgotten_in_time_and_waiting_ones_are_not(
         assert outcomes(engine) == {"slow": "PENDING", "waiting": "ENQUEUED"}
         go_on.set()
         until(lambda: not outcomes(engine), "all forgotten")
+
+
+def test_a_peer_takes_over_from_a_dead_worker_and_not_from_a_living_one(
+    postgres: Postgres, journal: Journal
+) -> None:
+    engine = open_engine(postgres.new_database())
+    prepare_effects(engine)
+    queue = DbosEffectQueue(engine)
+    save(engine, queue, outgoing("first"), outgoing("second"))
+    soon = timedelta(milliseconds=100)
+    with worker_process(engine, journal, "hang as peer") as process:
+        journal.until_has("first")
+        worker = DbosEffectWorker(engine, takeover_interval=soon)
+        with working(worker, lambda asked: journal.write(asked.key)):
+            time.sleep(0.5)  # several rounds, in which a living peer's work could be taken
+            assert journal.lines() == ["first"]
+            process.kill()
+            journal.until_has("first", "first", "second")
+    queue.close()
+    engine.dispose()
 
 
 def test_a_second_worker_of_one_name_is_refused(

@@ -111,6 +111,17 @@ def whole_tables(engine: Engine, query: str) -> list[str]:
         return [row[0] for row in plan if "Seq Scan" in row[0]]
 
 
+def test_the_sqlite_file_is_private_and_its_folder_must_exist(tmp_path: Path) -> None:
+    engine = open_engine(f"sqlite:///{tmp_path / 'state.db'}")
+    upgrade(engine)
+    with engine.begin():
+        modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+    assert set(modes.values()) == {0o600}, modes
+    engine.dispose()
+    with pytest.raises(ConfigError, match="cannot be created"):
+        upgrade(open_engine(f"sqlite:///{tmp_path / 'none' / 'state.db'}"))
+
+
 @pytest.mark.parametrize("url", ["mysql://u:geheim@h/d", "sqlite://", "sqlite:///:memory:", "?"])
 def test_any_other_database_is_refused_without_showing_the_password(url: str) -> None:
     with pytest.raises(ConfigError) as refused:

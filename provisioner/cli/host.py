@@ -32,7 +32,7 @@ def host() -> None:
 @click.argument("name")
 @click.option("--mac", "macs", multiple=True, required=True, help="MAC address; repeatable.")
 @click.option("--bmc", metavar="ADDRESS[:PORT]", help="Where its BMC answers IPMI.")
-@click.option("--bmc-user", metavar="USER")
+@click.option("--bmc-user", metavar="USER", help="Whom the BMC knows.")
 @click.option("--bmc-password-file", metavar="FILE", help=_BMC_PASSWORD)
 @click.option("--profile", help="Profile that deployments of it use.")
 @click.option("--firmware", type=click.Choice(("bios", "uefi")), help="Learnt when left out.")
@@ -116,7 +116,7 @@ def show_(client: "Client", name: str, output: str) -> None:
 @click.option("--profile", help="Profile that deployments of it use.")
 @click.option("--local-boot", type=_LOCAL_BOOT, help="How it is told to boot its disk.")
 @click.option("--bmc", metavar="ADDRESS[:PORT]", help="Where its BMC answers IPMI.")
-@click.option("--bmc-user", metavar="USER")
+@click.option("--bmc-user", metavar="USER", help="Whom the BMC knows.")
 @click.option("--bmc-password-file", metavar="FILE", help=_BMC_PASSWORD)
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Replaces all.")
 @output_option
@@ -207,7 +207,7 @@ def release(client: "Client", name: str) -> None:
 @click.argument("name")
 @click.option("--name", "new_name", help="What it shall be called from now on.")
 @click.option("--bmc", metavar="ADDRESS[:PORT]", help="Where its BMC answers IPMI.")
-@click.option("--bmc-user", metavar="USER")
+@click.option("--bmc-user", metavar="USER", help="Whom the BMC knows.")
 @click.option("--bmc-password-file", metavar="FILE", help=_BMC_PASSWORD)
 @click.option("--profile", help="Profile that deployments of it use.")
 @output_option

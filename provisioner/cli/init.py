@@ -34,9 +34,27 @@ import click
     metavar="ADDRESS:PORT",
     help="Where the API listens.",
 )
-@click.option("--boot-port", type=click.IntRange(1, 65535), default=8081, show_default=True)
-@click.option("--agent-port", type=click.IntRange(1, 65535), default=8443, show_default=True)
-@click.option("--tftp-port", type=click.IntRange(1, 65535), default=69, show_default=True)
+@click.option(
+    "--boot-port",
+    type=click.IntRange(1, 65535),
+    default=8081,
+    show_default=True,
+    help="Port of the boot listener.",
+)
+@click.option(
+    "--agent-port",
+    type=click.IntRange(1, 65535),
+    default=8443,
+    show_default=True,
+    help="Port of the agent listener.",
+)
+@click.option(
+    "--tftp-port",
+    type=click.IntRange(1, 65535),
+    default=69,
+    show_default=True,
+    help="Port of TFTP.",
+)
 @click.option(
     "--database",
     default="sqlite:///state.db",

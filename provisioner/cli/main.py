@@ -2,7 +2,8 @@
 exit codes. Imports no library but click, so that help comes at once."""
 
 import sys
-from typing import Final, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import click
 
@@ -32,44 +33,55 @@ COMMANDS: Final[dict[str, Lazy]] = {
 }
 
 
-@click.group(
-    cls=LazyGroup,
-    table=COMMANDS,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done, 2 request, 3 retry later, 4 operator, 5 trust, "
-    "70 bug, 78 configuration.",
-)
-@click.version_option(package_name="provisioner", message="%(version)s")
-def cli() -> None:
-    """Rebuilds bare-metal servers from signed golden images, and never patches them."""
+class Program(LazyGroup):
+    """The whole command line: its errors end in messages and exit codes."""
+
+    def main(  # type: ignore[override]  # click's overloads say what standalone_mode returns
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        *,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        def run() -> Any:
+            return super(Program, self).main(args, prog_name, standalone_mode=False, **extra)
+
+        if not standalone_mode:
+            return run()
+        sys.exit(_exit_code(run))
 
 
-def main() -> NoReturn:
-    """Run the command line and leave with an exit code that says who must act."""
-    sys.exit(run())
-
-
-def run(args: list[str] | None = None) -> int:
-    """Run one command line; return its exit code."""
+def _exit_code(run: Callable[[], Any]) -> int:
+    """Run the command line; return the exit code, which says who must act."""
     try:
-        code = cli.main(args, prog_name="provisioner", standalone_mode=False)
+        code = run()
     except ProvisionerError as error:
         show_error(error)
         return error.exit_code
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return INTERRUPTED
     except click.ClickException as error:
         error.show()
         return USAGE
-    except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
-        return INTERRUPTED
     except BrokenPipeError:
-        # The reader, such as `head`, has seen enough.
-        sys.stdout = None  # nothing is left to flush
+        # The reader, such as `head`, has seen enough; nothing is left to flush.
+        sys.stdout = None
         return 0
     except Exception as error:  # noqa: BLE001  the top of the program: a bug of ours
         show_bug(error)
         return ProvisionerError.exit_code
     return code if isinstance(code, int) else 0
+
+
+@click.group(
+    cls=Program,
+    table=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 done, 2 request, 3 retry later, 4 operator, 5 trust, "
+    "70 bug, 78 configuration.",
+)
+@click.version_option(package_name="provisioner", message="%(version)s", help="Show the version.")
+def main() -> None:
+    """Rebuilds bare-metal servers from signed golden images, and never patches them."""

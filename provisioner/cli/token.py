@@ -22,7 +22,10 @@ def token() -> None:
 @token.command("create")
 @click.argument("name")
 @click.option(
-    "--role", required=True, type=click.Choice(("viewer", "operator", "publisher", "admin"))
+    "--role",
+    required=True,
+    type=click.Choice(("viewer", "operator", "publisher", "admin")),
+    help="What it may do.",
 )
 @click.option("--expires-in-days", type=click.IntRange(1, 3650), help="Default: never.")
 @connected

@@ -49,7 +49,8 @@ class Holder:
         server = await asyncio.start_unix_server(self._serve, SOCKET, limit=REQUEST_BYTES_MAX)
         # /proc is that of the world outside, and so names us as the world outside does.
         me = Process.of(int(os.readlink("/proc/self")))
-        write_description(self._directory, replace(self._description, holder=me))
+        keeper = Process.parent_of_this_one()
+        write_description(self._directory, replace(self._description, holder=me, keeper=keeper))
         on_ready()
         async with server:
             await self._over.wait()

@@ -60,6 +60,7 @@ class Lab:
         self.hosts = description.hosts
         self.accel = description.accel
         self._holder = description.holder
+        self._keeper = description.keeper
 
     @classmethod
     def up(
@@ -129,6 +130,8 @@ class Lab:
                     self._holder.wait(limit=DOWN_LIMIT)
                 if not self._holder.kill(limit=KILL_LIMIT):
                     raise DeviceError("the lab's holder does not die", found=self._holder.pid)
+            if self._keeper:
+                self._keeper.wait(limit=KILL_LIMIT)
             _remove_files(self.directory)
 
     def host(self, name: str) -> Host:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import shutil
 import socket
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -126,9 +127,9 @@ class Machine:
 
     async def _start(self, cause: str) -> None:
         first, flag = self._take_boot_order()
-        self._record(cause, first, flag)
-        ours, theirs = socket.socketpair()
         disks = self._disks()
+        self._record(cause, first, flag, disks)
+        ours, theirs = socket.socketpair()
         command = qemu.command(
             self.host, first=first, accel=self._accel, qmp_handle=theirs.fileno(), disks=disks
         )
@@ -199,9 +200,13 @@ class Machine:
         self._next_boot = None
         return flag.first, "once"
 
-    def _record(self, cause: str, first: qemu.First, flag: str | None) -> None:
+    def _record(
+        self, cause: str, first: qemu.First, flag: str | None, disks: Sequence[Disk]
+    ) -> None:
         self._boots += 1
-        record = BootRecord(datetime.now(UTC).isoformat(), cause, first, flag)
+        now = datetime.now(UTC).isoformat()
+        sizes = {disk.serial: disk.size_bytes for disk in disks}
+        record = BootRecord(now, cause, first, flag, sizes)
         with (self._directory / "boots.jsonl").open("a") as file:
             file.write(json.dumps(asdict(record)) + "\n")
         with Path(self.host.console).open("a") as console:

@@ -110,13 +110,15 @@ class BootRecord:
     """How a host was started once: the honest answer to "was the boot flag honoured?".
 
     cause is `power-on`, `reset` or `guest-reset`; first is the device the firmware was
-    told to try first; flag is `once`, `persistent` or None when no BMC's word was there.
+    told to try first; flag is `once`, `persistent` or None when no BMC's word was there;
+    disks holds the size in bytes of each disk that was there, by serial number.
     """
 
     at: str
     cause: str
     first: Literal["network", "disk"]
     flag: str | None
+    disks: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,16 @@ class HostStatus:
 
 @dataclass(frozen=True)
 class Description:
-    """All of `lab.json`. holder is the process whose end is the end of the lab."""
+    """All of `lab.json`.
+
+    holder is the process whose end is the end of the lab; keeper is its parent, which only
+    waits for it and ends after it.
+    """
 
     accel: Accel
     hosts: tuple[Host, ...]
     holder: Process | None = None
+    keeper: Process | None = None
 
 
 def describe(directory: Path, wanted: Sequence[LabHost], accel: Accel) -> Description:
@@ -246,12 +253,16 @@ def read_description(directory: Path) -> Description:
             expected=FORMAT,
             found=values.get("format"),
         )
-    holder = values["holder"]
     return Description(
         accel=cast(Accel, values["accel"]),
         hosts=tuple(_host_from(host) for host in values["hosts"]),
-        holder=Process(**holder) if holder else None,
+        holder=_process_from(values["holder"]),
+        keeper=_process_from(values["keeper"]),
     )
+
+
+def _process_from(values: dict[str, int] | None) -> Process | None:
+    return Process(**values) if values else None
 
 
 def _host_from(values: dict[str, Any]) -> Host:

@@ -6,10 +6,13 @@ import signal
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
-# In /proc/PID/stat the start time is field 22; after the command's closing
-# parenthesis (the command may itself hold spaces) it is the 20th. Source: proc(5).
-START_TIME_FIELD = 19
+# Fields of /proc/PID/stat by their places after the command, which stands in parentheses
+# and may itself hold spaces. Source: proc(5), where these are fields 3, 4 and 22.
+STATE: Final = 0
+PARENT: Final = 1
+START_TIME: Final = 19
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,11 @@ class Process:
     def of(cls, pid: int) -> "Process":
         """Return the process that has this pid now. Raises ProcessLookupError when none has."""
         return cls(pid, _start_time(pid))
+
+    @classmethod
+    def parent_of_this_one(cls) -> "Process":
+        """Return our parent, and not what it is called inside our pid namespace."""
+        return cls.of(int(_fields("self")[PARENT]))
 
     @property
     def is_alive(self) -> bool:
@@ -71,11 +79,15 @@ def _ends(handle: int, limit: timedelta) -> bool:
 
 
 def _start_time(pid: int) -> int:
+    fields = _fields(str(pid))
+    if fields[STATE] in ("Z", "X"):
+        raise ProcessLookupError(pid)
+    return int(fields[START_TIME])
+
+
+def _fields(pid: str) -> list[str]:
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError) as error:
         raise ProcessLookupError(pid) from error
-    state, *rest = text.rpartition(")")[2].split()
-    if state in ("Z", "X"):
-        raise ProcessLookupError(pid)
-    return int(rest[START_TIME_FIELD - 1])
+    return text.rpartition(")")[2].split()

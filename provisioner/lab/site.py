@@ -81,6 +81,7 @@ class Site:
         initialise(directory, plan)
         _change(directory / CONFIG_FILE, changes or {})
         site = cls(directory, lab, load(directory / CONFIG_FILE), cache_directory(), say, [])
+        wiring.prepare(site.settings)
         site.build_ramdisk()
         site.make_ssh_key()
         return site

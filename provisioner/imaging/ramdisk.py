@@ -116,17 +116,17 @@ def build_base(kernel_package: str, cache_dir: Path, *, refresh: bool = False) -
     refresh makes it anew, with the packages of today. Raises ToolFailed when the packages
     cannot be fetched, and ConfigError for a package that holds no kernel.
     """
-    folder = cache_dir / f"ramdisk-{kernel_package}-{_recipe_digest(kernel_package)[:16]}"
+    folder = cache_dir / f"base-{kernel_package}-{_recipe_digest(kernel_package)[:16]}"
     if not refresh and (folder / "base.json").exists():
         return _read_base(folder)
     cache_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="ramdisk-", dir=cache_dir) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=cache_dir) as scratch:
         made = Path(scratch) / "base"
         tree = Path(scratch) / "tree"
         packages = _fetch(kernel_package, tree)
         _fill_base(tree, made, kernel_package, packages)
-        if folder.exists():
-            os.rename(folder, Path(scratch) / "old")
+        for number, old in enumerate(sorted(cache_dir.glob(f"base-{kernel_package}-*"))):
+            os.rename(old, Path(scratch) / f"old-{number}")
         os.rename(made, folder)
     return _read_base(folder)
 
@@ -151,6 +151,24 @@ def build_ramdisk(base: Base, pins: Pins, ramdisks: Path) -> Ramdisk:
         return _publish(made, base, ramdisks)
 
 
+def ramdisks_in(ramdisks: Path) -> list[Path]:
+    """Return the folders of finished ramdisks, the newest first."""
+    found = [path.parent for path in ramdisks.glob("*/ramdisk.json")]
+    return sorted(found, key=lambda folder: folder.stat().st_mtime_ns, reverse=True)
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """Return what a ramdisk is: digest, kernel_package, kernel_version, size_bytes, folder."""
+    value = json.loads((folder / "ramdisk.json").read_text())
+    return {
+        "digest": folder.name,
+        "kernel_package": value["kernel_package"],
+        "kernel_version": value["kernel_version"],
+        "size_bytes": sum(value["size_bytes"].values()),
+        "folder": str(folder),
+    }
+
+
 def _publish(made: Path, base: Base, ramdisks: Path) -> Ramdisk:
     sizes = {name: (made / name).stat().st_size for name in ("vmlinuz", "initrd")}
     total = sum(sizes.values())
@@ -167,7 +185,10 @@ def _publish(made: Path, base: Base, ramdisks: Path) -> Ramdisk:
     (made / "ramdisk.json").write_bytes(text)
     digest = hashlib.sha256(text).hexdigest()
     folder = ramdisks / digest
-    if not folder.exists():
+    if folder.exists():
+        # The newest is the one that boots, and this is what was asked for last.
+        os.utime(folder)
+    else:
         _flush(made)
         made.chmod(0o755)
         os.rename(made, folder)

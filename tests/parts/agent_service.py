@@ -8,6 +8,7 @@ import json
 import random
 import ssl
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -169,7 +170,11 @@ class Service:
             return (200, SEED) if len(self.told("seed")) == 1 else (410, {"code": "gone"})
         if name in ("done", "failed"):
             self.ended.set()
-        return 200, {"progress": {"go_on": True}, "done": {"restart": "reboot"}}.get(name, {})
+        answers: dict[str, dict[str, Any]] = {
+            "progress": {"go_on": True},
+            "done": {"restart": "reboot"},
+        }
+        return 200, answers.get(name, {})
 
 
 def deployment(release: Release, **changes: Any) -> dict[str, Any]:
@@ -236,8 +241,6 @@ def self_signed(address: str) -> tuple[bytes, bytes]:
 
 
 def _tls(key_pem: bytes, certificate_pem: bytes) -> ssl.SSLContext:
-    import tempfile
-
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with tempfile.NamedTemporaryFile() as file:
         file.write(key_pem + certificate_pem)

@@ -1,0 +1,79 @@
+"""`provisioner ramdisk`: builds the deploy ramdisk of a site, and shows those there are."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .output import output_option, show, show_one
+
+COLUMNS = ("digest", "kernel_package", "kernel_version", "size_bytes")
+
+
+def default_cache() -> Path:
+    """Return where bases are kept unless told otherwise: $XDG_CACHE_HOME/provisioner."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "provisioner"
+
+
+def _config_option(command: Any) -> Any:
+    return click.option(
+        "--config",
+        envvar="PROVISIONER_CONFIG",
+        type=click.Path(path_type=Path),
+        default="provisioner.toml",
+        show_default=True,
+        metavar="FILE",
+        help="The configuration that `provisioner init` wrote.",
+    )(command)
+
+
+@click.group()
+def ramdisk() -> None:
+    """Build and show deploy ramdisks."""
+
+
+@ramdisk.command()
+@_config_option
+@click.option(
+    "--kernel",
+    default="linux-image-amd64",
+    show_default=True,
+    metavar="PACKAGE",
+    help="Debian's kernel package; linux-image-cloud-amd64 is smaller and for virtual hosts.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=default_cache,
+    show_default="$XDG_CACHE_HOME/provisioner",
+    metavar="DIR",
+    help="Where the part that is the same for every site is kept.",
+)
+@click.option("--refresh", is_flag=True, help="Fetch the packages of today, whatever is cached.")
+@output_option
+def build(config: Path, kernel: str, cache: Path, refresh: bool, output: str) -> None:
+    """Build the ramdisk with this site's keys, for new operations to boot."""
+    from provisioner.imaging.ramdisk import Pins, about, build_base, build_ramdisk
+    from provisioner.settings import load
+
+    settings = load(config)
+    pins = Pins(
+        release_keys=settings.keys.release_public.encode(),
+        agent_ca=settings.keys.agent_tls_pem.read_bytes(),
+    )
+    base = build_base(kernel, cache, refresh=refresh)
+    made = build_ramdisk(base, pins, settings.data_dir / "ramdisks")
+    show_one(about(made.folder), output, name="digest")
+
+
+@ramdisk.command("list")
+@_config_option
+@output_option
+def list_(config: Path, output: str) -> None:
+    """List the ramdisks there are, the newest first: that one boots, unless one is pinned."""
+    from provisioner.imaging.ramdisk import about, ramdisks_in
+    from provisioner.settings import load
+
+    rows = [about(folder) for folder in ramdisks_in(load(config).data_dir / "ramdisks")]
+    show(rows, COLUMNS, output)

@@ -133,7 +133,7 @@ class Demo:
         """Run a command of ours as a person would, and return its exit code."""
         assert self._site is not None
         click.secho("$ " + shlex.join(["provisioner", *arguments]), bold=True)
-        command = [sys.executable, "-m", "provisioner.cli.main", *arguments]
+        command = [sys.executable, "-m", "provisioner", *arguments]
         context = {
             "PROVISIONER_URL": self._site.api_url,
             "PROVISIONER_TOKEN": self._site.settings.keys.admin_token.reveal(),

@@ -240,7 +240,7 @@ class Site:
             return subprocess.Popen(
                 [
                     *enter,
-                    *(sys.executable, "-m", "provisioner.cli.main", "serve"),
+                    *(sys.executable, "-m", "provisioner", "serve"),
                     *("--config", str(self.config), "--only", parts),
                     *("--ready-file", str(self._ready_file(parts))),
                 ],

@@ -81,6 +81,10 @@ class Connection:
             self._socket.close()
             self._socket = None
 
+    def wait_until_readable(self, limit_s: float) -> bool:
+        """Say whether the kept connection, if there is one, has something to read."""
+        return self._socket is not None and bool(select.select([self._socket], [], [], limit_s)[0])
+
     def request(
         self,
         method: str,
@@ -105,7 +109,7 @@ class Connection:
 
     def _open(self) -> socket.socket:
         # Something to read before we asked is the server's goodbye: it closes idle connections.
-        if self._socket is not None and select.select([self._socket], [], [], 0)[0]:
+        if self.wait_until_readable(0):
             self.close()
         if self._socket is None:
             plain = socket.socket(socket.AF_INET, socket.SOCK_STREAM)

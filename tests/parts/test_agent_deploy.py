@@ -1,0 +1,364 @@
+"""The agent's whole deployment, in this process, against real listeners and a file as disk."""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from provisioner.agent.client import ServiceClient
+from provisioner.agent.deploy import Machine, deploy
+from provisioner.agent.http import Origin
+from provisioner.agent.problems import (
+    ChunkCorrupt,
+    DiskTooSmall,
+    HostUnfit,
+    ImageUnfit,
+    ManifestDigest,
+    ManifestSignature,
+    PermissionRefused,
+    SeedUnfit,
+    ServiceRefused,
+)
+from provisioner.agent.progress import Progress
+from provisioner.agent.session import say_hello
+from provisioner.core.disks import Disk, NoDiskMatches
+from provisioner.errors import ProvisionerError
+from tests.parts.agent_service import (
+    MIB,
+    SEED,
+    Release,
+    Service,
+    deployment,
+    make_image,
+    make_release,
+    public_pem,
+    running,
+)
+
+IMAGE_MIB = 24
+DISK_MIB = 64
+OLD = b"\xa5"
+
+
+@dataclass
+class Rig:
+    """A host whose disk is a file, full of an old system's bytes."""
+
+    folder: Path
+    service: Service
+    release: Release
+    progress: Progress
+
+    @property
+    def disk(self) -> Path:
+        return self.folder / "dev" / "vda"
+
+    def machine(self, **changes: Any) -> Machine:
+        disk = Disk("vda", "LAB-1-0", None, self.disk.stat().st_size, False, "virtio")
+        values: dict[str, Any] = {
+            "disks": (disk,),
+            "firmware": "bios",
+            "keys_file": str(self.folder / "keys.pem"),
+            "devices": str(self.folder / "dev"),
+        }
+        return Machine(**{**values, **changes})
+
+    def run(self, **changes: Any) -> None:
+        """Hello, then the deployment."""
+        (self.folder / "ca.pem").write_bytes(self.service.ca_pem)
+        client = ServiceClient(Origin.parse(self.service.agent_url), str(self.folder / "ca.pem"))
+        session = say_hello(client, self.service.ticket, {}, patience_s=5)
+        deploy(session, self.machine(**changes), client, self.progress)
+
+    def serve(self, release: Release) -> None:
+        """Have the service hand out another release."""
+        self.release = release
+        self.service.files = release.files()
+        self.service.hello = deployment(release)
+        (self.folder / "keys.pem").write_bytes(release.public_pem)
+
+    def assert_untouched(self) -> None:
+        assert self.disk.read_bytes().count(OLD) == DISK_MIB * MIB
+        assert not self.service.told("authorise")
+        assert not self.service.told("seed")
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return make_image(tmp_path_factory.mktemp("image") / "image", size_mib=IMAGE_MIB)
+
+
+@pytest.fixture
+def rig(tmp_path: Path, image: bytes) -> Iterator[Rig]:
+    release = make_release(image)
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "vda").write_bytes(OLD * DISK_MIB * MIB)
+    (tmp_path / "keys.pem").write_bytes(release.public_pem)
+    service = Service(files=release.files(), hello=deployment(release))
+    with running(service):
+        yield Rig(tmp_path, service, release, Progress())
+
+
+def test_a_dirty_disk_becomes_the_release_and_its_seed(rig: Rig) -> None:
+    """Every chunk but the first is the release's; zeros replace the old bytes, too."""
+    rig.run()
+    found = rig.disk.read_bytes()
+    assert found[MIB : IMAGE_MIB * MIB] == rig.release.raw[MIB:]
+    assert found[:440] == rig.release.raw[:440], "the boot code"
+    assert len(found) == DISK_MIB * MIB
+    assert len(rig.service.told("seed")) == 1
+    [asked] = rig.service.told("authorise")[:1]
+    assert asked == {
+        "generation": 3,
+        "release": rig.release.manifest.digest,
+        "disk": {"name": "vda", "serial": "LAB-1-0", "wwn": None, "size_bytes": DISK_MIB * MIB},
+    }
+    assert set(rig.progress.seconds) == {"manifest", "prepare", "write", "read_back", "finish"}
+    assert rig.progress.fetched_bytes == rig.release.manifest.stored_bytes
+
+
+def test_the_same_release_again_fetches_only_its_first_chunk(rig: Rig) -> None:
+    """What is on the disk already is neither fetched nor written."""
+    rig.run()
+    rig.service.fetched.clear()
+    rig.service.calls.clear()
+    rig.progress = Progress()
+    rig.run()
+    chunks = [path for path in rig.service.fetched if path.startswith("/chunks/")]
+    assert len(chunks) == 1
+    assert rig.progress.written_bytes < 7 * MIB
+
+
+def test_the_next_release_fetches_only_what_differs(rig: Rig) -> None:
+    """A release that shares chunks with what is on the disk costs its difference."""
+    rig.run()
+    raw = bytearray(rig.release.raw)
+    raw[7 * MIB : 7 * MIB + 5] = b"fixed"
+    rig.serve(make_release(bytes(raw), rig.release.key))
+    rig.service.fetched.clear()
+    rig.service.calls.clear()
+    rig.run()
+    chunks = [path for path in rig.service.fetched if path.startswith("/chunks/")]
+    assert len(chunks) == 2
+    assert rig.disk.read_bytes()[MIB : IMAGE_MIB * MIB] == bytes(raw[MIB:])
+
+
+def chunk_digest(release: Release, index: int) -> str:
+    digest = release.manifest.chunks[index]
+    assert digest is not None
+    return digest
+
+
+def chunk_path(digest: str) -> str:
+    return f"/chunks/{digest[:2]}/{digest}"
+
+
+def test_one_flipped_bit_is_never_written(rig: Rig) -> None:
+    """A chunk that stays wrong ends the deployment with both digests; the table is gone."""
+    digest = chunk_digest(rig.release, 10)
+    raw = rig.release.raw.replace(b"text that compresses ", b"tfxt that compresses ")
+    other = make_release(raw)
+    wrong = chunk_digest(other, 10)
+    rig.service.files[chunk_path(digest)] = other.chunks[chunk_path(wrong)]
+    with pytest.raises(ChunkCorrupt) as caught:
+        rig.run()
+    assert (caught.value.expected, caught.value.found) == (digest, wrong)
+    assert rig.service.fetched.count(chunk_path(digest)) == 3
+    found = rig.disk.read_bytes()
+    assert found[10 * MIB : 11 * MIB] == OLD * MIB
+    assert found[:MIB] == bytes(MIB), "a half-written disk must not boot"
+    assert found[-MIB:] == bytes(MIB), "nor from its backup table"
+    assert not rig.service.told("seed")
+
+
+def test_a_chunk_that_came_wrong_once_is_fetched_again(rig: Rig) -> None:
+    """A network that damages one answer does not fail a deployment."""
+    path = chunk_path(chunk_digest(rig.release, 10))
+    right = rig.service.files[path]
+
+    def damage_once(asked: str) -> None:
+        if asked == path:
+            first = rig.service.fetched.count(path) == 1
+            rig.service.files[path] = right[:-1] if first else right
+
+    rig.service.on_file = damage_once
+    rig.run()
+    assert rig.service.fetched.count(path) == 2
+
+
+def test_field_28_a_cut_connection_goes_on_at_the_chunk(rig: Rig) -> None:
+    """An answer that ends early is no answer; the chunk is fetched again, and no other."""
+    cut: list[str] = []
+    turn = threading.Lock()
+
+    def cut_every_chunk_once(path: str) -> None:
+        with turn:
+            if path.startswith("/chunks/") and path not in cut:
+                cut.append(path)
+                raise ConnectionResetError
+
+    rig.service.on_file = cut_every_chunk_once
+    rig.run()
+    assert len(cut) == len(rig.release.manifest.distinct_chunks)
+    assert rig.disk.read_bytes()[MIB : IMAGE_MIB * MIB] == rig.release.raw[MIB:]
+
+
+def sig_path(rig: Rig) -> str:
+    return f"/releases/{rig.release.manifest.digest}/manifest.sig"
+
+
+def sign_with_another_key(rig: Rig) -> None:
+    data = rig.release.manifest.to_bytes()
+    rig.service.files[sig_path(rig)] = Ed25519PrivateKey.generate().sign(data)
+
+
+def serve_another_release(rig: Rig) -> None:
+    """A validly signed manifest of another version, under the name of the one asked for."""
+    other = make_release(rig.release.raw, rig.release.key, version="0.9")
+    asked = f"/releases/{rig.release.manifest.digest}"
+    rig.service.files[f"{asked}/manifest.json"] = other.manifest.to_bytes()
+    rig.service.files[f"{asked}/manifest.sig"] = other.signature
+
+
+@pytest.mark.parametrize(
+    ("break_it", "error"),
+    [
+        (sign_with_another_key, ManifestSignature),
+        (lambda rig: rig.service.files.update({sig_path(rig): b""}), ManifestSignature),
+        (serve_another_release, ManifestDigest),
+        (lambda rig: rig.serve(make_release(rig.release.raw, architecture="arm64")), HostUnfit),
+        (lambda rig: rig.serve(make_release(rig.release.raw, firmware=("uefi",))), HostUnfit),
+        (lambda rig: rig.serve(make_release(bytes(1000) + rig.release.raw[1000:])), ImageUnfit),
+        (lambda rig: rig.serve(make_release(rig.release.raw + bytes(60 * MIB))), DiskTooSmall),
+        (lambda rig: rig.service.hello.update(disk_rule={"serial": "other"}), NoDiskMatches),
+    ],
+    ids=[
+        "signed by another key",
+        "no signature",
+        "another release",
+        "another architecture",
+        "another firmware",
+        "no GPT",
+        "disk too small",
+        "no such disk",
+    ],
+)
+def test_what_is_wrong_is_found_before_anything_is_asked_or_written(
+    rig: Rig, break_it: Callable[[Rig], None], error: type[ProvisionerError]
+) -> None:
+    """The host stays as it is, byte for byte."""
+    break_it(rig)
+    with pytest.raises(error) as caught:
+        rig.run()
+    assert type(caught.value) is error
+    rig.assert_untouched()
+
+
+def test_any_of_several_pinned_keys_may_sign(rig: Rig) -> None:
+    """Keys are replaced by pinning both for a while."""
+    others = public_pem(Ed25519PrivateKey.generate()), rig.release.public_pem
+    (rig.folder / "keys.pem").write_bytes(b"".join(others))
+    rig.run()
+
+
+def test_without_permission_nothing_is_written(rig: Rig) -> None:
+    """The service says no; the disk keeps its old bytes."""
+    rig.service.permits = False
+    with pytest.raises(PermissionRefused):
+        rig.run()
+    assert rig.disk.read_bytes().count(OLD) == DISK_MIB * MIB
+
+
+def test_a_refused_heartbeat_stops_the_writing(rig: Rig) -> None:
+    """Once refused, not one more chunk is written, and no seed is asked for."""
+    refused = threading.Event()
+
+    def refuse(name: str, _: dict[str, Any]) -> int | None:
+        if name == "progress":
+            refused.set()
+            return 409
+        return None
+
+    def hold_until_refused(path: str) -> None:
+        if path.startswith("/chunks/") and rig.service.told("authorise"):
+            refused.wait(10)
+
+    rig.service.on_call = refuse
+    rig.service.on_file = hold_until_refused
+    with pytest.raises(PermissionRefused):
+        rig.run()
+    assert refused.is_set()
+    assert not rig.service.told("seed")
+    assert rig.disk.read_bytes()[:MIB] == bytes(MIB)
+
+
+def test_the_permission_is_renewed_while_it_is_needed(rig: Rig) -> None:
+    """A permission shorter than the writing is asked for again, not overrun."""
+    rig.service.expires_in_s = 1.2
+    renewed = threading.Event()
+
+    def watch(name: str, _: dict[str, Any]) -> int | None:
+        if name == "authorise" and len(rig.service.told("authorise")) > 1:
+            renewed.set()
+        return None
+
+    rig.service.on_call = watch
+    rig.service.on_file = lambda path: _hold(rig, path, renewed)
+    rig.run()
+    assert renewed.is_set()
+
+
+def _hold(rig: Rig, path: str, until: threading.Event) -> None:
+    if path.startswith("/chunks/") and rig.service.told("authorise"):
+        until.wait(10)
+
+
+def test_a_service_that_is_busy_is_asked_again(rig: Rig) -> None:
+    """Every call is answered 503 once, as by a service that restarts."""
+    seen: set[str] = set()
+
+    def busy_once(name: str, _: dict[str, Any]) -> int | None:
+        first = name not in seen
+        seen.add(name)
+        return 503 if first else None
+
+    rig.service.on_call = busy_once
+    # The test's service hands the seed out at the first call, which it did not answer.
+    rig.service.on_call = lambda name, body: None if name == "seed" else busy_once(name, body)
+    rig.run()
+    assert {"hello", "authorise"} <= seen
+
+
+def test_a_seed_that_lacks_a_document_leaves_no_bootable_disk(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The partition table goes last, so what fails before it does not boot."""
+    monkeypatch.delitem(SEED, "user-data")
+    with pytest.raises(SeedUnfit):
+        rig.run()
+    assert rig.disk.read_bytes()[:MIB] == bytes(MIB)
+
+
+def test_a_wrong_ticket_is_refused_at_once(rig: Rig) -> None:
+    """A refusal is final: it is not tried again."""
+    rig.service.hello = deployment(rig.release)
+    (rig.folder / "ca.pem").write_bytes(rig.service.ca_pem)
+    client = ServiceClient(Origin.parse(rig.service.agent_url), str(rig.folder / "ca.pem"))
+    with pytest.raises(ServiceRefused):
+        say_hello(client, "another", {}, patience_s=5)
+    assert len(rig.service.told("hello")) == 1
+
+
+def test_another_certificate_is_not_spoken_to(rig: Rig) -> None:
+    """The pinned certificate is the only one; the ticket is not even sent."""
+    with running(Service(files={}, hello={})) as other:
+        (rig.folder / "ca.pem").write_bytes(other.ca_pem)
+    client = ServiceClient(Origin.parse(rig.service.agent_url), str(rig.folder / "ca.pem"))
+    with pytest.raises(ProvisionerError) as caught:
+        say_hello(client, rig.service.ticket, {}, patience_s=0.1)
+    assert caught.value.code == "service_unreachable"
+    assert not rig.service.calls

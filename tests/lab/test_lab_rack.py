@@ -56,12 +56,14 @@ def put_boot_sector(lab: Lab, host: str, code: bytes) -> None:
 def ipmi(lab: Lab, host: str, *command: str, password: str | None = None) -> str:
     """Run ipmitool against a host's BMC and return its output; raises when it fails."""
     bmc = lab.host(host).bmc
+    secret = lab.directory / "password"
+    secret.touch(mode=0o600)
+    secret.write_text(password or bmc.password)
     # Cipher 3 is named, because ipmitool else asks for a list that ipmi_sim does not have.
     done = lab.run(
         [
-            *("env", f"IPMITOOL_PASSWORD={password or bmc.password}"),
-            *("ipmitool", "-I", "lanplus", "-C", "3", "-N", "1", "-R", "1"),
-            *("-H", bmc.address, "-p", str(bmc.port), "-U", bmc.user, "-E", *command),
+            *("ipmitool", "-f", str(secret), "-I", "lanplus", "-C", "3", "-N", "1", "-R", "1"),
+            *("-H", bmc.address, "-p", str(bmc.port), "-U", bmc.user, *command),
         ]
     )
     if done.returncode != 0:

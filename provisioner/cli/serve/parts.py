@@ -94,15 +94,18 @@ def prepare(settings: Settings) -> None:
     wiring.prepare(settings)
 
 
-def preload(only: frozenset[str]) -> None:
+def preload(settings: Settings, only: frozenset[str]) -> None:
     """Import what the children share, and take it out of the collector's sight: a page
     that no collection writes to stays shared."""
-    import sqlalchemy  # noqa: F401  shared by all parts but tftp
-
+    # Building the service imports what it is made of, and connects to nothing.
+    wiring.build(settings).close()
     if only & {"api", "boot"}:
-        from . import http  # noqa: F401
+        import provisioner.web.agent
+        import provisioner.web.boot
+
+        from . import http  # noqa: F401  for the children
     if "api" in only:
-        pass
+        import provisioner.web.api  # noqa: F401  for the children
     gc.collect()
     gc.freeze()
 

@@ -64,8 +64,9 @@ def _describe(app: APIFlask) -> None:
     app.info = {"description": ABOUT}
     app.security_schemes = {"token": {"type": "http", "scheme": "bearer"}}
     app.config["VALIDATION_ERROR_STATUS_CODE"] = RequestError.status
-    app.config["VALIDATION_ERROR_SCHEMA"] = ProblemOut
-    app.config["HTTP_ERROR_SCHEMA"] = ProblemOut
+    problem = ProblemOut.model_json_schema()
+    app.config["VALIDATION_ERROR_SCHEMA"] = problem
+    app.config["HTTP_ERROR_SCHEMA"] = problem
     app.config["AUTO_404_RESPONSE"] = True
 
     @app.spec_processor

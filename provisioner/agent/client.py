@@ -7,7 +7,7 @@ import json
 import threading
 from typing import Any, Final
 
-from provisioner.agent.http import Connection, Origin, pinned_context
+from provisioner.agent.http import Buffer, Connection, Origin, lazy_buffer, pinned_context
 from provisioner.agent.patience import OutOfPatience, keep_trying
 from provisioner.agent.problems import ChunkUnavailable, ServiceRefused, ServiceUnreachable
 
@@ -32,7 +32,7 @@ class ServiceClient:
         context = pinned_context(ca_file)
         self._connection = Connection(origin, context=context, timeout_s=API_TIMEOUT_S)
         self._turn = threading.Lock()
-        self._into = bytearray(ANSWER_BYTES_MAX)
+        self._into = lazy_buffer(ANSWER_BYTES_MAX)
         self._token: str | None = None
 
     def use_token(self, token: str) -> None:
@@ -82,7 +82,7 @@ class FileClient:
         self._connection = Connection(origin, timeout_s=FILE_TIMEOUT_S)
         self._patience_s = patience_s
 
-    def fetch(self, path: str, into: bytearray, stop: threading.Event | None = None) -> int:
+    def fetch(self, path: str, into: Buffer, stop: threading.Event | None = None) -> int:
         """Fetch one file into a buffer, and return its length.
 
         A cut connection begins this file again. Raises ChunkUnavailable when it is not
@@ -106,7 +106,7 @@ class FileClient:
         """Close the connection."""
         self._connection.close()
 
-    def _once(self, path: str, into: bytearray) -> tuple[int, int]:
+    def _once(self, path: str, into: Buffer) -> tuple[int, int]:
         status, length = self._connection.request("GET", path, into=into)
         if status in BUSY:
             raise Busy(f"the service answered {status}")

@@ -14,6 +14,7 @@ from provisioner.agent.client import PATIENCE_S, FileClient, ServiceClient
 from provisioner.agent.console import say
 from provisioner.agent.disk_io import DiskFile
 from provisioner.agent.fat import fat_image
+from provisioner.agent.http import lazy_buffer
 from provisioner.agent.layout import (
     CIDATA_BYTES,
     CIDATA_LABEL,
@@ -88,7 +89,7 @@ def fetch_manifest(session: Session, machine: Machine) -> Manifest:
     release = str(session.release)
     files = FileClient(session.boot)
     try:
-        into = bytearray(MANIFEST_BYTES_MAX)
+        into = lazy_buffer(MANIFEST_BYTES_MAX)
         length = files.fetch(f"/releases/{release}/manifest.json", into)
         data = bytes(memoryview(into)[:length])
         length = files.fetch(f"/releases/{release}/manifest.sig", into)

@@ -7,6 +7,7 @@ milliseconds per answer on a slow host; this one reads a chunk straight into its
 Source: RFC 9112.
 """
 
+import mmap
 import re
 import select
 import socket
@@ -20,6 +21,14 @@ RECEIVE_BYTES: Final = 256 * 1024
 _NO_CHECK_TIME: Final = 0x200000
 _URL: Final = re.compile(r"(https?)://([0-9.]{7,15})(?::([0-9]{1,5}))?(/[!-~]*)?")
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: [^\r\n]*)?")
+
+
+Buffer = bytearray | mmap.mmap
+
+
+def lazy_buffer(size_bytes: int) -> mmap.mmap:
+    """Return a buffer that takes memory only where it is written to; a bytearray is all zeroed."""
+    return mmap.mmap(-1, size_bytes)
 
 
 class HttpBroken(OSError):
@@ -92,7 +101,7 @@ class Connection:
         *,
         headers: dict[str, str] | None = None,
         body: bytes | None = None,
-        into: bytearray,
+        into: Buffer,
     ) -> tuple[int, int]:
         """Send one request; return its status and how many bytes of body are now in `into`.
 
@@ -129,7 +138,7 @@ class Connection:
             lines.append(f"Content-Length: {len(body)}")
         return "\r\n".join([*lines, "", ""]).encode("ascii")
 
-    def _receive(self, connection: socket.socket, into: bytearray) -> tuple[int, int]:
+    def _receive(self, connection: socket.socket, into: Buffer) -> tuple[int, int]:
         view = memoryview(into)
         head, rest = _read_head(connection)
         status, length, keeps = _understand(head)

@@ -30,8 +30,8 @@ load_drivers() {
         aliases=$(find /sys/devices -name modalias -exec cat {} + 2> /dev/null | sort -u)
         [ "$aliases" = "$seen" ] && break
         seen=$aliases
-        # shellcheck disable=SC2086 # one word for each alias
-        /sbin/modprobe -a -b -q $aliases
+        # Side by side, since some drivers wait for their hardware most of the time.
+        echo "$aliases" | xargs -n 8 -P 4 /sbin/modprobe -a -b -q
     done
     # USB sticks and virtual media are looked at a second after they are found.
     [ -d /sys/module/usb_storage ] && sleep 2
@@ -75,17 +75,21 @@ if grep -q "QEMU TCG" /proc/cpuinfo && ! grep -q sha_ni /proc/cpuinfo; then
     export OPENSSL_ia32cap="~0x1000020000000000:~0x120"
 fi
 
-load_drivers
-net=""
-read -r command_line < /proc/cmdline
-for word in $command_line; do
-    case $word in
-        provisioner.net=*) net=${word#provisioner.net=} ;;
-    esac
-done
-network_from_firmware "$net" || network_from_dhcp || say "no network: no NIC got an address"
+bring_up() {
+    load_drivers
+    net=""
+    read -r command_line < /proc/cmdline
+    for word in $command_line; do
+        case $word in
+            provisioner.net=*) net=${word#provisioner.net=} ;;
+        esac
+    done
+    network_from_firmware "$net" || network_from_dhcp || say "no network: no NIC got an address"
+}
 
-python3.11 -I -S -B -c 'from provisioner.agent.main import main; main()' < /dev/null
+# Python starts while the drivers load; the agent waits for the end of its standard input,
+# which is the end of bring_up.
+bring_up | python3.11 -I -S -B -c 'from provisioner.agent.main import main; main()'
 # The agent restarts the host itself. Coming here means that it broke.
 say "the agent ended with $?; restarting in $PAUSE_BEFORE_RESTART_S s"
 sleep "$PAUSE_BEFORE_RESTART_S"

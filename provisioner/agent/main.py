@@ -4,6 +4,7 @@ Whatever happens, it ends by restarting the host or switching it off.
 """
 
 import os
+import sys
 import traceback
 from typing import Any, Final, NoReturn
 
@@ -26,12 +27,15 @@ HELLO_PATIENCE_S: Final = 180.0
 # Time for a person at the console to read why, before the host restarts.
 PAUSE_AFTER_FAILURE_S: Final = 10.0
 FOUND_MAX: Final = 8000
+INPUT_BYTES_MAX: Final = 65536
 
 
 def main() -> NoReturn:
     """Run once, then restart the host."""
     ending = "reboot"
     try:
+        # /init brings drivers and network up meanwhile, and closes our input when it is done.
+        sys.stdin.buffer.read(INPUT_BYTES_MAX)
         with open(COMMAND_LINE, encoding="ascii") as file:
             args = parse_boot_args(file.read())
         ending = run(args)

@@ -26,7 +26,7 @@ from provisioner.imaging import ramdisk_contents as contents
 from provisioner.imaging.tools import run
 
 DEFAULT_KERNEL: Final = "linux-image-amd64"
-LAB_KERNEL: Final = "linux-image-cloud-amd64"
+LAB_KERNEL: Final = contents.VIRTUAL_KERNEL
 MIB: Final = 1024 * 1024
 # Kernel and initrd together: what a host fetches, and what it must hold in memory.
 SIZE_MAX_BYTES: Final = {LAB_KERNEL: 48 * MIB, DEFAULT_KERNEL: 128 * MIB}
@@ -224,7 +224,7 @@ def _fetch(kernel_package: str, tree: Path) -> dict[str, str]:
     Nothing is installed: no script of a package runs.
     """
     listing = tree.parent / "packages"
-    include = ",".join((kernel_package, *contents.PACKAGES))
+    include = ",".join(contents.packages_for(kernel_package))
     hook = f'ls "$1/var/cache/apt/archives" > {listing}'
     command = ["mmdebstrap", "--quiet", "--variant=extract", f"--include={include}"]
     command += ["--skip=cleanup/apt/cache", f"--extract-hook={hook}", contents.SUITE, str(tree)]
@@ -244,10 +244,11 @@ def _fill_base(tree: Path, made: Path, kernel_package: str, packages: dict[str, 
     root = made / "root"
     root.mkdir(parents=True)
     _add_skeleton(root)
-    _add_programs(tree, root)
+    programs = contents.programs_for(kernel_package)
+    _add_programs(tree, root, programs)
     _add_modules(tree, root, version)
     _add_python(tree, root)
-    _add_libraries(tree, root)
+    _add_libraries(tree, root, programs)
     shutil.copyfile(kernels[0], made / "vmlinuz")
     packer = zstandard.ZstdCompressor(level=BASE_LEVEL, threads=-1)
     (made / "initrd").write_bytes(packer.compress(cpio.archive(root)))
@@ -274,8 +275,8 @@ def _add_skeleton(root: Path) -> None:
         (root / "sbin" / name).symlink_to("../bin/kmod")
 
 
-def _add_programs(tree: Path, root: Path) -> None:
-    for name in contents.PROGRAMS:
+def _add_programs(tree: Path, root: Path, programs: Iterable[str]) -> None:
+    for name in programs:
         shutil.copy(tree / name, root / name)
     (root / "usr/lib/ssl").mkdir()
     # A host's disks are all there when the driver is loaded, not some time later.
@@ -349,9 +350,9 @@ def _add_python(tree: Path, root: Path) -> None:
     _python(tree, _COMPILE, sorted(set(work)))
 
 
-def _add_libraries(tree: Path, root: Path) -> None:
+def _add_libraries(tree: Path, root: Path, programs: Iterable[str]) -> None:
     """Add the shared libraries that the programs and Python's extensions are linked with."""
-    linked = [root / name for name in contents.PROGRAMS]
+    linked = [root / name for name in programs]
     linked += sorted((root / PYTHON_FOLDER).rglob("*.so"))
     found: set[Path] = set()
     for program in linked:

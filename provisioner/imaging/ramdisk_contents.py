@@ -1,6 +1,7 @@
 """What the deploy ramdisk takes from Debian: packages, programs, kernel modules, Python modules.
 
-Lists only. `ramdisk.py` does the work; whatever is not named here stays out.
+Lists, and what of them goes with which kernel. `ramdisk.py` does the work; whatever is not
+named here stays out.
 """
 
 from typing import Final
@@ -9,11 +10,9 @@ SUITE: Final = "bookworm"
 
 PACKAGES: Final = (
     "busybox-static",
-    "hdparm",
     "kexec-tools",
     "kmod",
     "libpython3.11-stdlib",
-    "nvme-cli",
     "openssl",
     "python3-zstandard",
     "python3.11-minimal",
@@ -23,17 +22,20 @@ PACKAGES: Final = (
 PROGRAMS: Final = (
     "bin/busybox",
     "bin/kmod",
-    "sbin/hdparm",  # ATA secure erase
     "sbin/kexec",
     "usr/bin/openssl",  # Ed25519 signatures, which Python's own library lacks
     "usr/bin/python3.11",
-    "usr/sbin/nvme",  # NVMe format and sanitize
 )
+
+# To erase disks that can do so themselves; a virtual host has none.
+HARDWARE_PACKAGES: Final = ("hdparm", "nvme-cli")
+HARDWARE_PROGRAMS: Final = ("sbin/hdparm", "usr/sbin/nvme")
+VIRTUAL_KERNEL: Final = "linux-image-cloud-amd64"
 
 # The shell of /init needs these, and nobody else gets a shell.
 BUSYBOX_LINKS: Final = (
-    "cat", "find", "grep", "ifconfig", "mount", "poweroff", "reboot", "route", "sh", "sleep", "sort",
-    "udhcpc",
+    "cat", "find", "grep", "ifconfig", "mount", "poweroff", "reboot", "route", "sh", "sleep",
+    "sort", "udhcpc", "xargs",
 )  # fmt: skip
 
 KMOD_LINKS: Final = ("modprobe",)
@@ -133,9 +135,19 @@ PYTHON_MODULES: Final = (
 # Debian's zstandard package chooses its backend by the Python it runs on, and imports
 # `platform` and `subprocess` to do so. The ramdisk has one Python, and knows.
 ZSTANDARD_INIT: Final = (
-    '"""The C backend of zstandard, without the search for it."""\n'
-    "from .backend_c import *\n"
+    '"""The C backend of zstandard, without the search for it."""\nfrom .backend_c import *\n'
 )
 ZSTANDARD_BACKEND: Final = (
     "usr/lib/python3/dist-packages/zstandard/backend_c.cpython-311-x86_64-linux-gnu.so"
 )
+
+
+def packages_for(kernel_package: str) -> tuple[str, ...]:
+    """Return the packages to unpack, the kernel's first."""
+    extra = () if kernel_package == VIRTUAL_KERNEL else HARDWARE_PACKAGES
+    return (kernel_package, *PACKAGES, *extra)
+
+
+def programs_for(kernel_package: str) -> tuple[str, ...]:
+    """Return the programs to keep."""
+    return PROGRAMS if kernel_package == VIRTUAL_KERNEL else PROGRAMS + HARDWARE_PROGRAMS

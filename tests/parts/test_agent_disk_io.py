@@ -1,0 +1,139 @@
+"""Writing and reading a disk, and what happens when it lies or fails."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from provisioner.agent.client import FileClient
+from provisioner.agent.disk_io import ZERO_STEP_BYTES, DiskFile, aligned_buffer
+from provisioner.agent.http import Origin
+from provisioner.agent.parallel import run_parallel
+from provisioner.agent.permission import Permission
+from provisioner.agent.problems import DiskFailed, ReadBackMismatch
+from provisioner.agent.progress import Progress
+from provisioner.agent.write import ImageWriter, pieces_of
+from tests.parts.agent_service import MIB, Release, Service, make_image, make_release, running
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Release:
+    return make_release(make_image(tmp_path / "image", size_mib=16))
+
+
+class Granted(Permission):
+    """A permission that nobody has to keep alive."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+
+    def check(self) -> None:
+        """Always."""
+
+
+def test_a_disk_that_changes_a_byte_is_caught(tmp_path: Path, release: Release) -> None:
+    """What was written well and reads back otherwise is named, with both digests."""
+    (tmp_path / "disk").write_bytes(b"\xff" * 32 * MIB)
+    service = Service(files=release.files(), hello={})
+    with running(service), DiskFile(str(tmp_path / "disk"), name="vda") as disk:
+        origin = Origin.parse(service.boot_url)
+        job = ImageWriter(
+            disk, release.manifest, lambda: FileClient(origin), Granted(), Progress(), threads=2
+        )
+        job.write(compare_first=False)
+        job.read_back()
+        for at in (4 * MIB + 99, 6 * MIB + 1):
+            before = (tmp_path / "disk").read_bytes()[at : at + 1]
+            with (tmp_path / "disk").open("r+b") as file:
+                file.seek(at)
+                file.write(bytes([before[0] ^ 1]))
+            with pytest.raises(ReadBackMismatch) as caught:
+                job.read_back()
+            assert caught.value.found != caught.value.expected
+            job.permission.stop.clear()
+            with (tmp_path / "disk").open("r+b") as file:
+                file.seek(at)
+                file.write(before)
+        job.read_back()
+
+
+def test_pieces_cover_the_image_and_runs_of_zeros_are_bounded(release: Release) -> None:
+    """Every byte behind the first chunk is in exactly one piece."""
+    at = MIB
+    for piece in pieces_of(release.manifest):
+        assert piece.offset == at
+        assert 0 < piece.length <= ZERO_STEP_BYTES
+        at += piece.length
+    assert at == release.manifest.size_bytes
+    empty = make_release(release.raw[:MIB] + bytes(200 * MIB))
+    runs = [piece.length for piece in pieces_of(empty.manifest)]
+    assert runs == [64 * MIB, 64 * MIB, 64 * MIB, 8 * MIB]
+
+
+def test_a_full_or_missing_disk_is_an_error_with_its_name(tmp_path: Path) -> None:
+    """Reading past the end and opening nothing are told as what they are."""
+    with pytest.raises(DiskFailed, match="could not open disk vdz"):
+        DiskFile(str(tmp_path / "none"), name="vdz")
+    (tmp_path / "disk").write_bytes(bytes(MIB))
+    with (
+        DiskFile(str(tmp_path / "disk"), name="vda") as disk,
+        aligned_buffer(MIB) as buffer,
+        pytest.raises(DiskFailed, match="could not read disk vda at byte 1048576"),
+    ):
+        disk.read_into(buffer, MIB, MIB)
+
+
+def test_small_pieces_and_zeros_reach_the_file(tmp_path: Path) -> None:
+    """What is written is there, what is zeroed is zero, the rest stays."""
+    path = tmp_path / "disk"
+    path.write_bytes(b"\xff" * 4 * MIB)
+    with DiskFile(str(path), name="vda") as disk:
+        disk.write(b"a" * 512, 512)
+        disk.zero(MIB, MIB + 512)
+        disk.flush()
+        assert disk.read(1024, 0) == b"\xff" * 512 + b"a" * 512
+        assert disk.discard(0, MIB) is False
+    found = path.read_bytes()
+    assert found[MIB : 2 * MIB + 512] == bytes(MIB + 512)
+    assert found.count(0xFF) == 4 * MIB - 512 - MIB - 512
+
+
+class Counter:
+    """A worker that fails at one item, and counts those it did."""
+
+    def __init__(self, done: list[int], fails_at: int) -> None:
+        self._done = done
+        self._fails_at = fails_at
+        self.closed = False
+
+    def work(self, item: int) -> None:
+        if item == self._fails_at:
+            raise DiskFailed(f"item {item}")
+        self._done.append(item)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_the_first_failure_stops_the_others() -> None:
+    """Every worker ends its item, closes, and the failure is raised once."""
+    done: list[int] = []
+    workers: list[Counter] = []
+
+    def make() -> Counter:
+        workers.append(Counter(done, fails_at=50))
+        return workers[-1]
+
+    stop = threading.Event()
+    with pytest.raises(DiskFailed, match="item 50"):
+        run_parallel(range(100_000), make, threads=4, stop=stop)
+    assert stop.is_set()
+    assert len(done) < 100_000
+    assert all(worker.closed for worker in workers)
+
+
+def test_every_item_is_done_once() -> None:
+    """Threads share the items."""
+    done: list[int] = []
+    run_parallel(range(1000), lambda: Counter(done, -1), threads=4, stop=threading.Event())
+    assert sorted(done) == list(range(1000))

@@ -25,6 +25,7 @@ from provisioner.core.model import (
     Operation,
     Phase,
 )
+from provisioner.errors import Conflict
 
 from .chance import Derived, new_host_id, new_operation_id
 from .ramdisks import Ramdisks
@@ -62,6 +63,14 @@ class BootService:
 
     def answer(self, request: BootRequest, source: str) -> BootPlan:
         """Return LocalDisk or Ramdisk for the asking host. `source` is its address."""
+        try:
+            return self._answer(request, source)
+        except Conflict:
+            # A firmware that asks twice at once: the other answer has made host and ticket
+            # by now, and this one finds them.
+            return self._answer(request, source)
+
+    def _answer(self, request: BootRequest, source: str) -> BootPlan:
         now = self._clock()
         with self._store.read() as tx:
             plan, host = self._plan(tx, request, now)

@@ -2,15 +2,26 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from provisioner.imaging.archive import Archive
 from provisioner.store.engine import open_engine
 from provisioner.store.migrate import upgrade
 from provisioner.store.sql_store import SqlStore
 from tests.parts.postgres import Postgres, running_postgres
+from tests.parts.service_site import (
+    ACTOR,
+    RAMDISK,
+    Site,
+    profile_document,
+    running_site,
+)
 from tests.parts.stores import opened_at
+from tests.parts.test_imaging_archive import FACTS, make_disk
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +73,50 @@ def migrated_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def store(migrated_url: str) -> Iterator[SqlStore]:
     with opened_at(migrated_url) as store:
         yield store
+
+
+@pytest.fixture(scope="session")
+def archive_of_two(tmp_path_factory: pytest.TempPathFactory) -> Archive:
+    """A real archive with two signed releases, tiny@1 for any host and tiny@2 for BIOS only.
+    Only to be read."""
+    folder, signer = tmp_path_factory.mktemp("archive"), Ed25519PrivateKey.generate()
+    archive = Archive(folder / "archive", signer.public_key(), space_reserve_bytes=0)
+    for version, firmware in (("1", ("bios", "uefi")), ("2", ("bios",))):
+        disk = make_disk(folder / f"{version}.raw", version.encode())
+        facts = replace(FACTS, version=version, release_id=version * 32, firmware=firmware)
+        archive.publish(disk, facts, signer)
+    return archive
+
+
+@pytest.fixture(scope="session")
+def ramdisk_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one ramdisk in it, as far as the service looks at it."""
+    folder = tmp_path_factory.mktemp("ramdisks")
+    (folder / RAMDISK).mkdir()
+    (folder / RAMDISK / "ramdisk.json").write_text("{}")
+    (folder / RAMDISK / "initrd").write_text("")
+    return folder
+
+
+@pytest.fixture
+def site(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    sqlite_template: Path,
+    archive_of_two: Archive,
+    ramdisk_folder: Path,
+) -> Iterator[Site]:
+    """A whole service on SQLite with two releases and the profile `web`; no host yet.
+
+    Mark a test with `discovering` to have discovery switched on.
+    """
+    path = tmp_path / "state.db"
+    shutil.copy(sqlite_template, path)
+    discovery = request.node.get_closest_marker("discovering") is not None
+    with running_site(
+        f"sqlite:///{path}", archive_of_two, ramdisk_folder, discovery=discovery
+    ) as site:
+        for manifest in archive_of_two.releases():
+            site.releases.register(manifest, actor=ACTOR)
+        site.profiles.save("web", profile_document(), actor=ACTOR)
+        yield site

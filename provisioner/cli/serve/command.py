@@ -31,8 +31,9 @@ def serve(config: Path, only: tuple[str, ...], ready_file: Path | None) -> None:
         )
     set_up_logs(settings.service.log_format, "service")
     listeners = parts.bind_listeners(settings, chosen)
-    parts.preload(settings, chosen)
-    _prepare(settings)
+    if chosen & parts.NEED_DATABASE:
+        parts.preload(settings, chosen)
+        _prepare(settings)
     told = _addresses(settings, chosen)
     made = parts.make_parts(settings, chosen, listeners)
 

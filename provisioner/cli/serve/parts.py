@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from provisioner.netboot.tftp import TftpEvent
 
 NAMES: Final = ("api", "boot", "tftp", "dhcp", "worker")
+NEED_DATABASE: Final = frozenset({"api", "boot", "worker"})
 
 API_WORKERS, API_THREADS = 1, 16
 BOOT_WORKERS, BOOT_THREADS = 2, 24

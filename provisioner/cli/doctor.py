@@ -1,0 +1,213 @@
+"""`provisioner doctor`: looks at this machine and says, line by line, what to do."""
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import click
+
+from provisioner.errors import ConfigError, ProvisionerError
+
+from .output import output_option, show
+
+if TYPE_CHECKING:
+    import ssl
+
+    from provisioner.settings import Settings
+
+FREE_GIB_MIN: Final = 2
+FREE_GIB_WANTED: Final = 20
+ANSWER_LIMIT_S: Final = 3.0
+_GIB: Final = 1024**3
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+_COLOURS: Final = {OK: "green", WARN: "yellow", FAIL: "red"}
+
+
+class Finding(NamedTuple):
+    """One line: `what` was looked at, what was found, and what to do unless it is ok."""
+
+    result: str
+    what: str
+    found: str
+    todo: str = ""
+
+
+Check = Callable[["Settings"], Iterator[Finding]]
+
+
+@click.command()
+@click.option(
+    "--config",
+    envvar="PROVISIONER_CONFIG",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The configuration; default: ./provisioner.toml, then /etc/provisioner.",
+)
+@click.option("--bmcs", is_flag=True, help="Ask every host's BMC for its power state, too.")
+@output_option
+def doctor(config: Path | None, bmcs: bool, output: str) -> int:
+    """Check this machine and say what to do.
+
+    The exit code is 0 when nothing fails, 78 otherwise.
+    """
+    findings = list(_examine(config, bmcs=bmcs))
+    if output in ("json", "yaml", "name"):
+        show([one._asdict() for one in findings], ["what", "result"], output)
+    else:
+        for one in findings:
+            mark = click.style(f"{one.result:<5}", fg=_COLOURS[one.result])
+            click.echo(f"{mark} {one.what}: {one.found}")
+            if one.todo and one.result != OK:
+                click.echo(f"      → {one.todo}")
+    return ConfigError.exit_code if any(one.result == FAIL for one in findings) else 0
+
+
+def _examine(config: Path | None, *, bmcs: bool) -> Iterator[Finding]:
+    from provisioner.wiring import find_settings
+
+    yield _python()
+    yield from _lab_programs()
+    try:
+        settings = find_settings(config)
+    except ProvisionerError as error:
+        yield Finding(FAIL, "configuration", error.message, error.hint or "correct the file")
+        return
+    yield Finding(OK, "configuration", f"{settings.path}, with its keys")
+    for check in (_boot_files, _dhcp, _space, _ramdisk, _database, _listeners):
+        yield from check(settings)
+    if bmcs:
+        yield from _bmcs(settings)
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding(OK, "python", version)
+
+
+def _lab_programs() -> Iterator[Finding]:
+    """What only the lab and image builds need: their absence is no failure."""
+    wanted = {
+        "qemu-system-x86_64": ("qemu-system-x86", "the lab"),
+        "ipmi_sim": ("openipmi", "the lab"),
+        "mmdebstrap": ("mmdebstrap", "image build and ramdisk build"),
+    }
+    for program, (package, purpose) in wanted.items():
+        place = shutil.which(program)
+        if place:
+            yield Finding(OK, program, place)
+        else:
+            todo = f"apt-get install {package}"
+            yield Finding(WARN, program, f"not installed; needed for {purpose}", todo)
+
+
+def _boot_files(settings: "Settings") -> Iterator[Finding]:
+    from provisioner.netboot.bootfiles import boot_files
+
+    del settings
+    try:
+        files = boot_files()
+    except ConfigError as error:
+        yield Finding(FAIL, "boot loaders", error.message, error.hint or "")
+    else:
+        yield Finding(OK, "boot loaders", ", ".join(sorted(files)))
+
+
+def _dhcp(settings: "Settings") -> Iterator[Finding]:
+    dhcp = settings.dhcp
+    if dhcp.mode == "off":
+        todo = "your own DHCP server needs what `provisioner dhcp-config` prints"
+        yield Finding(OK, "dhcp", f"off; {todo}")
+        return
+    if not shutil.which("dnsmasq"):
+        yield Finding(FAIL, "dhcp", "dnsmasq is missing", "apt-get install dnsmasq-base")
+        return
+    if not Path("/sys/class/net", dhcp.interface).exists():
+        todo = "name another dhcp.interface, or bring it up; `ip link` lists them"
+        yield Finding(FAIL, "dhcp", f"there is no interface {dhcp.interface}", todo)
+        return
+    yield Finding(OK, "dhcp", f"{dhcp.mode} on {dhcp.interface}")
+
+
+def _space(settings: "Settings") -> Iterator[Finding]:
+    free = shutil.disk_usage(settings.data_dir).free // _GIB
+    result = FAIL if free < FREE_GIB_MIN else WARN if free < FREE_GIB_WANTED else OK
+    todo = "make room, or move service.data_dir: releases and ramdisks are kept there"
+    yield Finding(result, "disk space", f"{free} GiB free in {settings.data_dir}", todo)
+
+
+def _ramdisk(settings: "Settings") -> Iterator[Finding]:
+    from provisioner.service.ramdisks import Ramdisks
+
+    digest = Ramdisks(settings.data_dir / "ramdisks", settings.ramdisk.digest).newest_or_none()
+    if digest is None:
+        yield Finding(FAIL, "ramdisk", "there is none", "provisioner ramdisk build")
+    else:
+        yield Finding(OK, "ramdisk", digest[:12])
+
+
+def _database(settings: "Settings") -> Iterator[Finding]:
+    from provisioner import wiring
+
+    if settings.database.url.startswith("sqlite:///"):
+        place = Path(settings.database.url.removeprefix("sqlite:///"))
+        if not place.exists():
+            yield Finding(WARN, "database", f"{place} is not there yet", "provisioner serve")
+            return
+    try:
+        with wiring.engine_of(settings).connect() as connection:
+            name = connection.dialect.name
+    except Exception as error:  # noqa: BLE001  whatever a driver raises is the finding
+        # The driver's text may hold the URL, and that a password: its first line does not.
+        found = f"not reachable ({type(error).__name__})"
+        yield Finding(FAIL, "database", found, "check database.url, and that it is running")
+    else:
+        yield Finding(OK, "database", f"{name}, reachable")
+
+
+def _listeners(settings: "Settings") -> Iterator[Finding]:
+    import httpx
+
+    places = {
+        "boot listener": (settings.boot.url, True),
+        "agent listener": (settings.agent.url, str(settings.keys.agent_tls_pem)),
+        "api": (f"http://{settings.api.listen}", True),
+    }
+    for what, (url, trust) in places.items():
+        try:
+            verify = _trusting(trust) if isinstance(trust, str) else True
+            answer = httpx.get(
+                f"{url}/healthz", timeout=ANSWER_LIMIT_S, verify=verify, trust_env=False
+            )
+            result, found = (
+                (OK if answer.is_success else FAIL),
+                f"{url} answers {answer.status_code}",
+            )
+        except httpx.HTTPError as error:
+            result, found = WARN, f"{url} does not answer ({type(error).__name__})"
+        yield Finding(result, what, found, "is it running? provisioner serve")
+
+
+def _trusting(certificate: str) -> "ssl.SSLContext":
+    import ssl
+
+    return ssl.create_default_context(cafile=certificate)
+
+
+def _bmcs(settings: "Settings") -> Iterator[Finding]:
+    from provisioner.client import Client
+
+    with Client(f"http://{settings.api.listen}", settings.keys.admin_token) as client:
+        for host in client.hosts():
+            if host["bmc"] is None:
+                yield Finding(WARN, f"bmc of {host['name']}", "none", "provisioner host change")
+                continue
+            try:
+                state = client.power(host["name"], "status")
+            except ProvisionerError as error:
+                todo = error.hint or "provisioner host change --bmc"
+                yield Finding(FAIL, f"bmc of {host['name']}", error.message, todo)
+            else:
+                yield Finding(OK, f"bmc of {host['name']}", f"power is {state}")

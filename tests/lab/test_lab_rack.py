@@ -166,7 +166,7 @@ def test_bios_one_time_network_boot_is_honoured_once(rack: Lab, script: Path) ->
 
 
 def test_uefi_one_time_network_boot_is_honoured_once(rack: Lab, script: Path) -> None:
-    script.write_text("#!ipxe\necho lab-${net0/mac}-${serial}-ran\nreboot\n")
+    script.write_text("#!ipxe\necho lab-${net0/mac}-${serial}-ran\necho\nreboot\n")
     before = len(rack.boots("lab-2"))
     said_before = len(rack.console("lab-2"))
     ipmi(rack, "lab-2", "chassis", "bootdev", "pxe", "options=efiboot")

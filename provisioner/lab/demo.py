@@ -28,6 +28,7 @@ from provisioner.lab.site import PROFILE, Site, host_document
 
 VERSIONS: Final = ("2026.11.1", "2026.11.2")
 CONSOLE_TAIL_LINES: Final = 15
+WIDTH_WITHOUT_TERMINAL: Final = 120
 
 
 @click.command()
@@ -168,23 +169,28 @@ def _show_evidence(client: Client, names: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("host", "firmware", "release", "seconds by phase", "bytes", "judged healthy by")
+    table = Table(title="What each host proved", show_lines=True, title_justify="left")
+    for column in ("host", "release", "seconds", "bytes", "evidence"):
+        table.add_column(column, overflow="fold")
     for name in names:
         host, row = client.host(name), _last_deployment(client, name)
         evidence = row["evidence"]
-        seconds = "\n".join(f"{phase} {spent:.1f}" for phase, spent in row["phase_seconds"].items())
+        spent = row["phase_seconds"].items()
+        seconds = "\n".join(f"{phase:<10} {seconds:>6.1f}" for phase, seconds in spent)
+        seconds += f"\n{'total':<10} {sum(each for _, each in spent):>6.1f}"
         moved = (
             f"written {evidence['written_bytes'] / 1e6:,.0f} MB\n"
             f"fetched {evidence['fetched_bytes'] / 1e6:,.0f} MB"
         )
-        checks = ", ".join(f"{check} {one['found']}" for check, one in evidence["checks"].items())
+        checks = "\n".join(f"{check}: {one['found']}" for check, one in evidence["checks"].items())
         proof = (
-            f"nonce of {row['id']}\nrelease id {evidence['release_id'][:16]}…\n"
-            f"root on {evidence['root_disk'].get('serial')}\n{checks}"
+            f"nonce of {row['id']}\nrelease id {evidence['release_id']}\n"
+            f"root on disk {evidence['root_disk'].get('serial')}\n{checks}"
         )
         release = f"{row['pins']['release_name']}\n{row['release'][:12]}"
-        table.add_row(name, host["firmware"], release, seconds, moved, proof)
-    Console().print(table)
+        table.add_row(f"{name}\n{host['firmware']}", release, seconds, moved, proof)
+    # A pipe has no width of its own, and rich would take 80 columns and fold everything.
+    Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL).print(table)
 
 
 def _complain(error: ProvisionerError) -> None:

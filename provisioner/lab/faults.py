@@ -17,6 +17,7 @@ LINK_DOWN: Final = "link-down"
 SECOND_DISK: Final = "second-disk"
 SMALL_DISK: Final = "small-disk"
 NO_DISK: Final = "no-disk"
+DISK_ERROR_AT_BYTE: Final = "disk-error-at-byte"
 POWER_CUT_AT_BYTE: Final = "power-cut-at-byte"
 
 Value = str | int | float | None
@@ -83,6 +84,11 @@ FAULTS: Final = {
         Fault(SECOND_DISK, "from the next start on, another disk is there", "MiB", 4096),
         Fault(SMALL_DISK, "from the next start on, the first disk is this small", "MiB", 64),
         Fault(NO_DISK, "from the next start on, no disk is there"),
+        Fault(
+            DISK_ERROR_AT_BYTE,
+            "from the next start on, writing to the first disk's sector with this byte fails",
+            "byte offset",
+        ),
         Fault(
             POWER_CUT_AT_BYTE,
             "power fails, once, when the host writes its first disk beyond this byte",

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -63,6 +64,9 @@ class Holder:
                 answer = {"answer": await self._answer(request)}
             except ProvisionerError as error:
                 answer = {"error": {"kind": type(error).__name__, **error.as_dict()}}
+            except Exception as error:  # noqa: BLE001  # the top of a server: tell, and live on
+                traceback.print_exc()
+                answer = {"error": {"kind": "ProvisionerError", "message": repr(error)}}
             writer.write(json.dumps(answer).encode() + b"\n")
             await writer.drain()
         writer.close()

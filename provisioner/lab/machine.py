@@ -130,8 +130,14 @@ class Machine:
         disks = self._disks()
         self._record(cause, first, flag, disks)
         ours, theirs = socket.socketpair()
+        bad_byte = self._faults.get(faults.DISK_ERROR_AT_BYTE)
         command = qemu.command(
-            self.host, first=first, accel=self._accel, qmp_handle=theirs.fileno(), disks=disks
+            self.host,
+            first=first,
+            accel=self._accel,
+            qmp_handle=theirs.fileno(),
+            disks=disks,
+            bad_byte=None if bad_byte is None else int(bad_byte),
         )
         with theirs, (self._directory / "qemu.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(

@@ -9,7 +9,7 @@ import secrets
 import string
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
@@ -44,6 +44,7 @@ class LabHost:
     a BMC's word. nic_rom says who netboots a UEFI host: `firmware` loads a file by TFTP as
     most hardware does, `ipxe` starts iPXE from the NIC's ROM; a BIOS host always has the ROM.
     honest_flush makes a guest's flush reach the disk, which costs time and no test needs.
+    uuid is given only to make two hosts claim the same one, as careless hardware does.
     """
 
     firmware: Firmware = "bios"
@@ -53,6 +54,7 @@ class LabHost:
     boot_order: BootOrder = "disk-first"
     nic_rom: NicRom = "firmware"
     honest_flush: bool = False
+    uuid: str = ""
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def _host(directory: Path, number: int, wish: LabHost) -> Host:
         number=number,
         firmware=wish.firmware,
         mac=f"52:54:00:77:00:{number:02x}",
-        uuid=str(uuid.uuid4()),
+        uuid=wish.uuid or str(uuid.uuid4()),
         serial=f"SN-{name}",
         manufacturer="Provisioner Lab",
         product=f"QEMU {wish.firmware}",
@@ -211,7 +213,7 @@ def _password() -> str:
 def same_wish(hosts: Sequence[Host], wanted: Sequence[LabHost]) -> bool:
     """Say whether these hosts are what is asked for, so that `lab up` has nothing to do."""
     return [_wish_of(host) for host in hosts] == [
-        LabHost(**{**asdict(wish), "name": wish.name or f"lab-{number}"})
+        replace(wish, name=wish.name or f"lab-{number}", uuid="")
         for number, wish in enumerate(wanted, start=1)
     ]
 

@@ -10,18 +10,27 @@ OVMF_CODE: Final = "/usr/share/OVMF/OVMF_CODE_4M.fd"
 OVMF_VARS: Final = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 VARS_FILE: Final = "vars.fd"
 CPUS: Final = 2
+SECTOR_BYTES: Final = 512
+EIO: Final = 5
 
 First = Literal["network", "disk"]
 
 
 def command(
-    host: Host, *, first: First, accel: Accel, qmp_handle: int, disks: Sequence[Disk]
+    host: Host,
+    *,
+    first: First,
+    accel: Accel,
+    qmp_handle: int,
+    disks: Sequence[Disk],
+    bad_byte: int | None = None,
 ) -> list[str]:
     """Return how to start this host so that its firmware tries `first`, then the other.
 
     To be run in the host's directory. QEMU neither restarts nor leaves on the guest's wish,
     but stops and says so over QMP (a connected socket, qmp_handle): who starts it again with
-    which boot order is decided elsewhere.
+    which boot order is decided elsewhere. Writing to the sector with bad_byte on the first
+    disk fails.
     """
     network_index, disk_index = (1, 2) if first == "network" else (len(disks) + 1, 1)
     return [
@@ -46,7 +55,7 @@ def command(
         *[
             part
             for index, disk in enumerate(disks)
-            for part in _disk(host, disk, index, disk_index)
+            for part in _disk(host, disk, index, disk_index, None if index else bad_byte)
         ],
     ]
 
@@ -79,14 +88,25 @@ def _nic(host: Host, boot_index: int) -> list[str]:
     ]
 
 
-def _disk(host: Host, disk: Disk, index: int, first_index: int) -> list[str]:
+def _disk(host: Host, disk: Disk, index: int, first_index: int, bad_byte: int | None) -> list[str]:
     # "unsafe" keeps a guest's flush in the page cache, which outlives a killed QEMU, too:
     # what a guest was told is written stays written through a power cut of the host.
     cache = "writeback" if host.honest_flush else "unsafe"
-    name = disk.path.rpartition("/")[2]
-    drive = f"if=none,id=disk{index},node-name=blocks{index},format=raw,file={name}"
+    drive = f"if=none,id=disk{index},node-name=blocks{index},format=raw"
     device = f"virtio-blk-pci,drive=disk{index},serial={disk.serial}"
     return [
-        *("-drive", f"{drive},cache={cache},discard=unmap"),
+        *("-drive", f"{drive},cache={cache},discard=unmap,{_file(disk, bad_byte)}"),
         *("-device", f"{device},bootindex={first_index + index}"),
     ]
+
+
+def _file(disk: Disk, bad_byte: int | None) -> str:
+    name = disk.path.rpartition("/")[2]
+    if bad_byte is None:
+        return f"file={name}"
+    error = "file.inject-error.0"
+    return (
+        f"file.driver=blkdebug,file.image.driver=file,file.image.filename={name},"
+        f"{error}.event=none,{error}.iotype=write,{error}.errno={EIO},"
+        f"{error}.sector={bad_byte // SECTOR_BYTES}"
+    )

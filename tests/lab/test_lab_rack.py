@@ -40,16 +40,23 @@ user=root
 """
 # Boot sectors, as bytes of 16-bit machine code: reset by the keyboard controller; power off by
 # ACPI (the register's address is SeaBIOS's choice for this machine); write 8 KiB after 8 KiB
-# from sector 64 on, by INT 13h function 43h, for ever.
+# from sector 64 on, by INT 13h function 43h, for ever, or until it fails and then power off.
 RESETS = bytes.fromhex("b0fe e664 f4 ebfd")
 POWERS_OFF = bytes.fromhex("ba0406 b80020 ef f4 ebfd")
 WRITES_ON = bytes.fromhex(
     "31c0 8ed8 be147c b80043 cd13 6683061c7c10 ebf0 1000 1000 007c 0000 4000000000000000"
 )
+WRITES_UNTIL_ERROR = bytes.fromhex(
+    "31c0 8ed8 be207c b80043 cd13 7208 668306287c10 ebee ba0406 b80020 ef f4ebfd"
+    "1000 1000 007c 0000 4000000000000000"
+)
 
 
 def put_boot_sector(lab: Lab, host: str, code: bytes) -> None:
-    with open(lab.host(host).disks[0].path, "r+b") as disk:
+    """Wipe the first disk and have it start this code."""
+    first = lab.host(host).disks[0]
+    with open(first.path, "wb") as disk:
+        disk.truncate(first.size_bytes)
         disk.write(code.ljust(510, b"\0") + b"\x55\xaa")
 
 
@@ -199,6 +206,18 @@ def test_fault_power_cut_in_the_middle_of_a_write(rack: Lab) -> None:
         disk.seek(cut_at - 8192)
         assert disk.read(8) == WRITES_ON[:8]
         disk.seek(cut_at + 64 * mib)
+        assert disk.read(8192) == bytes(8192)
+
+
+def test_fault_disk_error_stops_a_write_there(rack: Lab) -> None:
+    bad_byte = 2 * 1024 * 1024
+    put_boot_sector(rack, "lab-1", WRITES_UNTIL_ERROR)
+    rack.fault("lab-1", "disk-error-at-byte", bad_byte)
+    rack.power("lab-1", "on")
+    wait_for_power(rack, "lab-1", "off")
+    with open(rack.host("lab-1").disks[0].path, "rb") as disk:
+        disk.seek(bad_byte - 8192)
+        assert disk.read(8) == WRITES_UNTIL_ERROR[:8]
         assert disk.read(8192) == bytes(8192)
 
 

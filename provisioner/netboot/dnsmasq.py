@@ -13,18 +13,17 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
 import structlog
 
 from provisioner.errors import ConfigError, Unavailable
-from provisioner.netboot.advertise import RouterAdvertiser
-from provisioner.netboot.dhcp import DhcpMode, NetbootConfig, dnsmasq_config
 
 RESTARTS_MAX: Final = 5  # in a row; a child that lived for STABLE_S starts the count anew
 STABLE_S: Final = 60.0
-RESTART_PAUSE_S: Final = 1.0  # times the number of failures in a row
+RESTART_PAUSE: Final = timedelta(seconds=1)  # times the number of failures in a row
 STOP_LIMIT_S: Final = 5.0
 LINE_BYTES_MAX: Final = 64 * 1024
 LAST_LINES_MAX: Final = 5  # kept for the error message
@@ -75,8 +74,15 @@ class LogReader:
 class Dnsmasq:
     """A dnsmasq with one configuration file, kept running until `stop`."""
 
-    def __init__(self, config_path: Path, *, on_event: OnEvent, program: str = "dnsmasq") -> None:
-        self._command = [program, "--keep-in-foreground", f"--conf-file={config_path.resolve()}"]
+    def __init__(
+        self,
+        config_path: Path,
+        *,
+        on_event: OnEvent,
+        restart_pause: timedelta = RESTART_PAUSE,
+    ) -> None:
+        self._restart_pause_s = restart_pause.total_seconds()
+        self._command = ["dnsmasq", "--keep-in-foreground", f"--conf-file={config_path.resolve()}"]
         self._on_event = on_event
         self._reader = LogReader()
         self._last_lines: list[str] = []
@@ -102,7 +108,7 @@ class Dnsmasq:
                     return
                 failures = 1 if time.monotonic() - started_at > STABLE_S else failures + 1
                 self._give_up_or_log(code, failures)
-                if select.select([self._wake], [], [], RESTART_PAUSE_S * failures)[0]:
+                if select.select([self._wake], [], [], self._restart_pause_s * failures)[0]:
                     return
         finally:
             os.close(self._wake)
@@ -168,37 +174,10 @@ class Dnsmasq:
 def run_dnsmasq(config_path: Path, *, on_event: OnEvent) -> None:
     """Run dnsmasq until SIGTERM or SIGINT. In a thread, use Dnsmasq and its `stop`."""
     dnsmasq = Dnsmasq(config_path, on_event=on_event)
-    _stop_on_signals(dnsmasq.stop)
-    dnsmasq.run()
-
-
-def serve_dhcp(
-    config: NetbootConfig, mode: DhcpMode, config_path: Path, *, on_event: OnEvent
-) -> None:
-    """Write dnsmasq's configuration and run it until SIGTERM or SIGINT, with the answers
-    to router solicitations that spare iPXE a long wait.
-
-    Raises ConfigError for what cannot work, and Unavailable when dnsmasq keeps dying.
-    """
-    advertiser = RouterAdvertiser(config.interface)
-    dnsmasq = Dnsmasq(config_path, on_event=on_event)
-    _stop_on_signals(dnsmasq.stop)
-    temporary = config_path.with_suffix(".new")
-    temporary.write_text(dnsmasq_config(config, mode))
-    temporary.replace(config_path)
-    thread = threading.Thread(target=advertiser.run, name="advertiser", daemon=True)
-    thread.start()
-    try:
-        dnsmasq.run()
-    finally:
-        advertiser.stop()
-        thread.join(STOP_LIMIT_S)
-
-
-def _stop_on_signals(stop: Callable[[], None]) -> None:
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop())
+            signal.signal(number, lambda *_: dnsmasq.stop())
+    dnsmasq.run()
 
 
 def end_leftovers(command: list[str]) -> None:

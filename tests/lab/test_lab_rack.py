@@ -218,6 +218,7 @@ def test_fault_disk_error_stops_a_write_there(rack: Lab) -> None:
     with open(rack.host("lab-1").disks[0].path, "rb") as disk:
         disk.seek(bad_byte - 8192)
         assert disk.read(8) == WRITES_UNTIL_ERROR[:8]
+        disk.seek(bad_byte)
         assert disk.read(8192) == bytes(8192)
 
 

@@ -158,6 +158,11 @@ def is_digest(value: object) -> bool:
     return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
 
 
+def is_release_id(value: object) -> bool:
+    """Say whether value may stand as release_id: 32 to 64 lower-case hex digits."""
+    return isinstance(value, str) and _RELEASE_ID.fullmatch(value) is not None
+
+
 def check_image_name(image: object) -> None:
     """Raise RequestError unless this is a usable image name, such as `debian-12`."""
     _match("image", image, _IMAGE, "lower-case letters, digits, '.' and '-', at most 63")

@@ -163,7 +163,7 @@ def _assemble(
         release_id=identity,
         packages=packages,
         recipe_digest=recipe.digest,
-        builder=f"provisioner {_own_version()}",
+        builder=f"provisioner {own_version()}",
         built_at=now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         root_partition=root.number,
     )
@@ -231,7 +231,7 @@ def _derived(purpose: str, seed: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"{purpose}/{seed}"))
 
 
-def _own_version() -> str:
+def own_version() -> str:
     """Return this program's version, also when it runs from a clone that is not installed."""
     try:
         return importlib.metadata.version("provisioner")

@@ -24,7 +24,7 @@ RECIPE_FILE: Final = "recipe.yaml"
 
 _PACKAGE: Final = re.compile(r"[a-z0-9][a-z0-9+.-]{1,127}")
 _UNIT: Final = re.compile(
-    r"[A-Za-z0-9@_.:-]{1,127}\.(service|socket|timer|target|mount|path|slice)"
+    r"[A-Za-z0-9@_.:-]{1,127}\.(service|socket|timer|target|mount|automount|path|slice)"
 )
 _PATH: Final = re.compile(r"(/[A-Za-z0-9@_.:+-]+)+")
 _PATTERN: Final = re.compile(r"(/[A-Za-z0-9@_.:+*?-]+)+")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Final
@@ -86,6 +87,33 @@ def run(
             f"{command[0]} ended with code {process.returncode}", found="\n".join(lines)
         )
     return out
+
+
+def output_of(command: Sequence[str], *, bytes_max: int, limit: timedelta) -> bytes:
+    """Return what a program prints, for programs that read what strangers made.
+
+    Raises ToolFailed as soon as it prints more than bytes_max or takes longer than
+    limit. Its exit code and messages do not count.
+    """
+    arguments = [find_tool(command[0]), *command[1:]]
+    with subprocess.Popen(
+        arguments,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=_environment({}),
+    ) as process:
+        assert process.stdout is not None
+        stopping = threading.Timer(limit.total_seconds(), process.kill)
+        stopping.start()
+        try:
+            data = process.stdout.read(bytes_max + 1)
+        finally:
+            stopping.cancel()
+            process.kill()
+    if len(data) > bytes_max:
+        raise ToolFailed(f"{command[0]} printed too much", expected=f"at most {bytes_max} bytes")
+    return data
 
 
 def as_root_of_a_namespace(command: Sequence[str]) -> list[str]:

@@ -34,7 +34,7 @@ VIRTUAL_KERNEL: Final = "linux-image-cloud-amd64"
 
 # The shell of /init needs these, and nobody else gets a shell.
 BUSYBOX_LINKS: Final = (
-    "cat", "find", "grep", "ifconfig", "mount", "poweroff", "reboot", "route", "sh", "sleep",
+    "cat", "grep", "ifconfig", "mount", "poweroff", "reboot", "route", "sh", "sleep",
     "sort", "udhcpc", "xargs",
 )  # fmt: skip
 

@@ -16,6 +16,7 @@ from tests.parts.postgres import Postgres, running_postgres
 from tests.parts.service_site import (
     ACTOR,
     RAMDISK,
+    Agent,
     Site,
     profile_document,
     running_site,
@@ -120,3 +121,12 @@ def site(
             site.releases.register(manifest, actor=ACTOR)
         site.profiles.save("web", profile_document(), actor=ACTOR)
         yield site
+
+
+@pytest.fixture
+def agent(site: Site) -> Agent:
+    """The ramdisk of host r1n1, whose deployment waits for its ticket to come back."""
+    site.add_host()
+    site.deploy("r1n1")
+    site.perform()
+    return Agent(site)

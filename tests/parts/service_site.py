@@ -334,6 +334,11 @@ def running_site(
         store.close()
 
 
+def state_of(site: Site) -> str:
+    """Return host r1n1 with all its operations, to see that a refusal changed nothing."""
+    return repr((site.hosts.show("r1n1"), site.operations.list("r1n1")))
+
+
 def tamper(site: Site, statement: str) -> None:
     """Change the database behind the service's back, as somebody with the file could."""
     with site.store._engine.begin() as connection:

@@ -1,0 +1,220 @@
+"""What agents and freshly booted systems report, what is believed of it, and the record of it."""
+
+from datetime import timedelta
+
+import pytest
+
+from provisioner.core.lifecycle import NotAllowed
+from provisioner.core.model import HostState, Phase
+from provisioner.errors import Gone, RequestError, TrustError
+from provisioner.service.agents import TokenRefused
+from tests.parts.service_site import (
+    ACTOR,
+    BMC_PASSWORD,
+    PROFILE_SECRET,
+    Agent,
+    Site,
+    inventory,
+    profile_document,
+    state_of,
+    tamper,
+)
+
+# --- seed, reports, the end ---------------------------------------------------------------
+
+
+def test_the_seed_leaves_once(site: Site, agent: Agent) -> None:
+    agent.until(Phase.WRITING)
+    assert PROFILE_SECRET in agent.seed()["user-data"]
+    with pytest.raises(Gone) as caught:
+        agent.seed()
+    assert caught.value.status == 410
+    assert [row.action for row in site.audit.rows()][-2:] == ["seed.taken", "seed.refused"]
+
+
+@pytest.mark.parametrize("reached", [Phase.PREPARING, Phase.BOOTING, Phase.PROVING])
+def test_the_seed_is_only_for_an_agent_that_writes(agent: Agent, reached: Phase) -> None:
+    agent.until(reached)
+    with pytest.raises(TokenRefused, match="writes"):
+        agent.seed()
+
+
+def test_a_seed_whose_profile_was_changed_since_is_the_pinned_one(site: Site, agent: Agent) -> None:
+    agent.until(Phase.WRITING)
+    site.profiles.save("web", {**profile_document(), "cloud_config": {"x": "new"}}, actor=ACTOR)
+    assert "new" not in agent.seed()["user-data"]
+
+
+def test_field_02_reports_may_be_repeated(site: Site, agent: Agent) -> None:
+    agent.until(Phase.WRITING)
+    agent.seed()
+    assert agent.progress("verifying") == agent.progress("verifying")
+    assert agent.done() == agent.done()
+    assert site.phase(agent.operation()) is Phase.BOOTING
+    assert agent.phone_home() == agent.phone_home()
+    assert agent.done() == {"restart": "reboot"}
+    assert site.phase(agent.operation()) is Phase.PROVING
+
+
+@pytest.mark.parametrize("reached", [Phase.PREPARING, Phase.WRITING, Phase.VERIFYING])
+def test_a_failure_is_kept_with_its_reason_and_may_be_repeated(
+    agent: Agent, reached: Phase
+) -> None:
+    agent.until(reached)
+    assert agent.failed() == agent.failed() == {}
+    operation = agent.operation()
+    assert operation.phase is Phase.FAILED
+    assert (operation.error or {})["code"] == "disk_failed"
+    assert (operation.error or {})["host"] == "r1n1"
+    with pytest.raises(TokenRefused):
+        agent.authorise()
+    with pytest.raises(TokenRefused):
+        agent.progress()
+
+
+def test_a_host_that_failed_while_written_boots_its_disk_and_is_dirty(
+    site: Site, agent: Agent
+) -> None:
+    agent.until(Phase.WRITING)
+    agent.failed()
+    site.perform()
+    assert site.bmc().changes()[-1] == "next_boot disk once"
+    host = site.hosts.show("r1n1")
+    assert (host.state, host.release) == (HostState.DIRTY, None)
+
+
+def test_done_for_another_release_is_not_believed(site: Site, agent: Agent) -> None:
+    agent.until(Phase.VERIFYING)
+    agent.release = site.releases.show("tiny@2").digest
+    with pytest.raises(TrustError, match="another release"):
+        agent.done()
+    assert site.phase(agent.operation()) is Phase.VERIFYING
+
+
+def test_done_without_a_permission_is_refused(agent: Agent) -> None:
+    agent.until(Phase.PREPARING)
+    with pytest.raises(NotAllowed):
+        agent.done()
+
+
+# --- phone home ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("report", "code"),
+    [
+        ({"release_id": "f" * 32}, "wrong_system"),
+        ({"release_id": None}, "wrong_system"),
+        ({"root_disk": {"name": "sdb", "serial": "OLD"}}, "wrong_disk"),
+        ({"root_disk": None}, "wrong_disk"),
+        ({"root_disk": "sda"}, "wrong_disk"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("reached", [Phase.BOOTING, Phase.PROVING])
+def test_field_26_another_system_that_phones_home_fails_the_deployment(
+    site: Site, agent: Agent, report: dict[str, object], code: str, reached: Phase
+) -> None:
+    agent.until(reached)
+    assert agent.phone_home(**report) == {"accepted": False}
+    operation, host = agent.operation(), site.hosts.show("r1n1")
+    assert operation.phase is Phase.FAILED
+    assert (operation.error or {})["code"] == code
+    assert (host.state, host.release) == (HostState.DIRTY, None)
+    assert operation.evidence["refused_report"]
+
+
+def test_a_disk_known_by_its_wwn_alone_is_compared_by_it(agent: Agent) -> None:
+    disk = {**inventory()["disks"][0], "serial": None, "wwn": "naa.5000C500A1B2C3D4"}
+    agent.inventory = inventory(1, disks=[disk])
+    agent.until(Phase.BOOTING)
+    same = {"name": "sda", "serial": "x", "wwn": "0x5000c500a1b2c3d4"}
+    assert agent.phone_home(root_disk=same) == {"accepted": True}
+    assert agent.phone_home(root_disk={**same, "wwn": "0x5000c500ffffffff"}) == {"accepted": False}
+
+
+@pytest.mark.parametrize("reached", [Phase.PREPARING, Phase.WRITING, Phase.VERIFYING])
+def test_a_system_cannot_phone_home_before_it_was_written(
+    site: Site, agent: Agent, reached: Phase
+) -> None:
+    agent.until(reached)
+    with pytest.raises(NotAllowed):
+        agent.phone_home()
+    assert site.phase(agent.operation()) is reached
+
+
+@pytest.mark.parametrize("nonce", ["", "op_unknown.x", "x", None, 5])
+def test_a_wrong_nonce_changes_nothing(site: Site, agent: Agent, nonce: object) -> None:
+    agent.until(Phase.BOOTING)
+    before = state_of(site)
+    with pytest.raises((TrustError, RequestError)):
+        agent.phone_home(nonce=nonce)
+    with pytest.raises(TrustError):
+        agent.phone_home(nonce=f"{agent.operation().id}.{'A' * 43}")
+    assert state_of(site) == before
+
+
+def test_odd_reports_are_kept_short_and_break_nothing(agent: Agent) -> None:
+    agent.until(Phase.BOOTING)
+    odd = {"ssh_host_keys": None, "failed_units": ["x" * 9999] * 999, "os_release": 5}
+    assert agent.phone_home(**odd) == {"accepted": True}
+    assert len(str(agent.operation().evidence["failed_units"])) < 110_000
+
+
+def test_a_late_report_of_an_ended_deployment_is_taken_and_ignored(
+    site: Site, agent: Agent
+) -> None:
+    agent.until(Phase.BOOTING)
+    site.pass_(timedelta(minutes=20))
+    assert site.phase(agent.operation()) is Phase.FAILED
+    before = state_of(site)
+    assert agent.phone_home() == {"accepted": True}
+    assert state_of(site) == before
+
+
+# --- the record ---------------------------------------------------------------------------
+
+
+def test_field_21_the_record_holds_together_and_no_secret(site: Site, agent: Agent) -> None:
+    agent.until(Phase.PROVING)
+    seed = site.derived.nonce(agent.operation().id, 1).reveal()
+    assert site.pool.passwords == {BMC_PASSWORD}
+    assert site.audit.verify() > 8
+    texts = site.texts()
+    for secret in (BMC_PASSWORD, PROFILE_SECRET, agent.ticket, agent.token, seed):
+        assert secret not in texts
+    actions = [row.action for row in site.audit.rows()]
+    wanted = ["deployment.requested", "deployment.netbooting", "deployment.preparing"]
+    wanted += ["deployment.writing", "seed.taken", "deployment.verifying", "deployment.booting"]
+    assert [action for action in actions if action in {*wanted, "deployment.proving"}] == [
+        *wanted,
+        "deployment.proving",
+    ]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE audit SET actor = 'token:nobody' WHERE number = 3",
+        "DELETE FROM audit WHERE number = 3",
+        "UPDATE audit SET number = number + 1000 WHERE number = 3",
+    ],
+)
+def test_a_record_changed_behind_our_back_is_found(
+    site: Site, agent: Agent, statement: str
+) -> None:
+    assert agent.number == 1
+    tamper(site, statement)
+    with pytest.raises(TrustError, match="row 3"):
+        site.audit.verify()
+
+
+def test_no_secret_stands_in_the_database_in_clear(site: Site, agent: Agent) -> None:
+    agent.until(Phase.PROVING)
+    site.store.close()
+    path = site.store._engine.url.database
+    assert path is not None
+    with open(path, "rb") as file:
+        content = file.read()
+    for secret in (BMC_PASSWORD, agent.ticket, agent.token):
+        assert secret.encode() not in content

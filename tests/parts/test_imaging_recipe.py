@@ -54,8 +54,8 @@ def test_digest_counts_content_and_not_spelling() -> None:
 
 
 def test_misspelt_key_gets_a_suggestion() -> None:
-    with pytest.raises(RequestError, match="'packges'") as caught:
-        parsed(packges=[])
+    with pytest.raises(RequestError, match="'packagez'") as caught:
+        parsed(packagez=[])
     assert caught.value.hint == "did you mean 'packages'?"
 
 

@@ -79,7 +79,7 @@ def test_chunk_lengths_and_used_bytes() -> None:
 
 def test_packages_cannot_be_changed_after_construction() -> None:
     with pytest.raises(TypeError):
-        manifest().packages["bash"] = "0"  # type: ignore[index]
+        manifest().packages["bash"] = "0"  # type: ignore[index]  # to see that it is refused
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ half-written. It does not restart the host, and reports only progress.
 """
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -75,7 +74,10 @@ def deploy(session: Session, machine: Machine, client: ServiceClient, progress: 
     permission.start()
     try:
         with DiskFile(f"{machine.devices}/{disk.name}", name=disk.name) as file:
-            open_files: Callable[[], FileClient] = lambda: FileClient(session.boot)  # noqa: E731
+
+            def open_files() -> FileClient:
+                return FileClient(session.boot)
+
             job = ImageWriter(
                 file, manifest, open_files, permission, progress, threads=thread_count()
             )

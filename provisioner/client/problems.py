@@ -45,7 +45,7 @@ def error_from(status: int, body: dict[str, Any]) -> ProvisionerError:
     )
     # A code that only the service knows is still shown as it came.
     error.code = code or kind.code  # type: ignore[misc]  # shadows the class's, for this one
-    error.status = status  # type: ignore[misc]
+    error.status = status  # type: ignore[misc]  # likewise shadows
     return error
 
 

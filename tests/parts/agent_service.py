@@ -141,9 +141,9 @@ class Service:
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     fetched: list[str] = field(default_factory=list)
     # Called before each file is sent; may change `files`, or raise ConnectionError to cut.
-    on_file: Callable[[str], None] = lambda path: None  # noqa: ARG005
+    on_file: Callable[[str], None] = lambda _: None
     # Called before each call is answered; a number is the HTTP status to answer instead.
-    on_call: Callable[[str, dict[str, Any]], int | None] = lambda name, body: None  # noqa: ARG005
+    on_call: Callable[[str, dict[str, Any]], int | None] = lambda _name, _body: None
     ended: threading.Event = field(default_factory=threading.Event)
 
     def told(self, name: str) -> list[dict[str, Any]]:

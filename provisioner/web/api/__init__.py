@@ -1,1 +1,3 @@
+"""The API for operators: `create_app`."""
+
 from .app import create_app as create_app

@@ -4,12 +4,14 @@ It gives out no secret but the one-time boot ticket, and it answers whatever hap
 host that gets no answer hangs, so every failure here ends at the host's own disk.
 """
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol
 
 import structlog
 from flask import Flask, Response, jsonify, request
 
-from provisioner.core.bootplan import Inspect, LocalDisk, boot_request
+from provisioner.core.bootplan import BootPlan, Inspect, LocalDisk, boot_request
 from provisioner.core.model import LocalBoot
 from provisioner.errors import ProvisionerError, RequestError
 from provisioner.netboot.scripts import CONTENT_TYPE, BootAnswer, BootUrls, answer_boot
@@ -21,6 +23,10 @@ from .files import add_files
 from .problems import install_problems
 
 BODY_BYTES_MAX: Final = 4096  # nothing here takes a body
+# A boot ROM gives up on a script that takes ten seconds, and hangs or reboots. A database
+# that is locked or away may take longer than that to say so.
+DECISION_LIMIT_S: Final = 3.0
+DECISIONS_AT_ONCE_MAX: Final = 24
 
 log = structlog.get_logger(__name__)
 
@@ -41,11 +47,22 @@ def create_app(service: BootListener) -> Flask:
     app = Flask("provisioner.boot", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = BODY_BYTES_MAX
     install_problems(app)
+    deciding = ThreadPoolExecutor(DECISIONS_AT_ONCE_MAX, thread_name_prefix="boot")
+
+    def decide() -> BootPlan:
+        asking = boot_request(request.args)
+        decided = deciding.submit(service.boot.answer, asking, peer())
+        try:
+            return decided.result(DECISION_LIMIT_S)
+        except TimeoutError:
+            decided.cancel()
+            raise
+
     add_files(app, settings.data_dir, accel=settings.boot.accel)
 
     @app.get("/boot/ipxe")
     def boot_script() -> Response:
-        answer = _answer(service.boot, urls)
+        answer = _answer(decide, urls)
         response = Response(answer.text, answer.status, content_type=CONTENT_TYPE)
         # The next answer may be another one: no proxy may keep this.
         response.headers["Cache-Control"] = "no-store"
@@ -58,9 +75,9 @@ def create_app(service: BootListener) -> Flask:
     return app
 
 
-def _answer(boot: BootService, urls: BootUrls) -> BootAnswer:
+def _answer(decide: Callable[[], BootPlan], urls: BootUrls) -> BootAnswer:
     try:
-        plan = boot.answer(boot_request(request.args), peer())
+        plan = decide()
         if not isinstance(plan, Inspect):
             return answer_boot(plan, urls)
         reason = "nobody issued a ticket for the inspection"
@@ -69,6 +86,9 @@ def _answer(boot: BootService, urls: BootUrls) -> BootAnswer:
     except ProvisionerError as error:
         log.warning("boot request not decided", code=error.code, error=error.message)
         reason = error.message
+    except TimeoutError:
+        log.warning("boot request not decided in time", limit_s=DECISION_LIMIT_S)
+        reason = "the service is slow"
     except Exception:
         # A bug, or a database that is away: the host boots its disk all the same.
         log.exception("boot request not decided")

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import structlog
 from flask import Flask, Response, request
+from flask.json.provider import DefaultJSONProvider
 from werkzeug.exceptions import HTTPException
 
 from provisioner.errors import (
@@ -44,8 +45,22 @@ def problem_response(error: ProvisionerError) -> Response:
     return _response(error.status, problem_body(error))
 
 
+class _Json(DefaultJSONProvider):
+    """JSON as Flask reads and writes it, but a body that is nested too deeply is the
+    sender's mistake, and keys stay in the order in which we wrote them."""
+
+    sort_keys = False
+
+    def loads(self, s: str | bytes, **kwargs: Any) -> Any:
+        try:
+            return super().loads(s, **kwargs)
+        except RecursionError as error:
+            raise ValueError("nested too deeply") from error
+
+
 def install_problems(app: Flask) -> None:
     """Make every error of `app` a problem, and every unexpected one a logged 500."""
+    app.json = _Json(app)
     app.register_error_handler(ProvisionerError, _expected)
     app.register_error_handler(HTTPException, _http)
     app.register_error_handler(Exception, _unexpected)
@@ -58,15 +73,22 @@ def _expected(error: ProvisionerError) -> Response:
 
 
 def _http(error: HTTPException) -> Response:
-    """Flask's own refusals: no such path, method not allowed, body too large."""
-    status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
-    codes = {HTTPStatus.NOT_FOUND: "not_found", HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "too_large"}
+    return refusal(error.code or HTTPStatus.INTERNAL_SERVER_ERROR, error.description)
+
+
+def refusal(status: int, detail: str | None) -> Response:
+    """Return the problem for a framework's own refusal: no such path, method not allowed,
+    body too large."""
+    codes: dict[int, str] = {
+        HTTPStatus.NOT_FOUND: "not_found",
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "too_large",
+    }
     body = {
         "type": _TYPE + "request",
         "title": _phrase(status),
         "status": status,
-        "detail": error.description or _phrase(status),
-        "code": codes.get(HTTPStatus(status), "request"),
+        "detail": detail or _phrase(status),
+        "code": codes.get(status, "request"),
     }
     return _response(status, body)
 

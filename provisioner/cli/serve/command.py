@@ -30,6 +30,8 @@ def serve(config: Path, only: tuple[str, ...], ready_file: Path | None) -> None:
             f"there is no part {', '.join(sorted(unknown))}", expected=list(parts.NAMES)
         )
     set_up_logs(settings.service.log_format, "service")
+    if ready_file is not None:
+        ready_file.unlink(missing_ok=True)  # of a service that was killed
     listeners = parts.bind_listeners(settings, chosen)
     if chosen & parts.NEED_DATABASE:
         parts.preload(settings, chosen)

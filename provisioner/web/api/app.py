@@ -12,7 +12,7 @@ from flask import Response, jsonify
 
 from provisioner.errors import ProvisionerError, RequestError
 
-from ..problems import install_problems, problem_response
+from ..problems import install_problems, problem_response, refusal
 from .access import access_routes
 from .auth import Verb, install_auth, needs
 from .catalogue import catalogue_routes
@@ -38,11 +38,11 @@ def create_app(services: ApiServices, *, stopping: threading.Event | None = None
         "provisioner.api",
         title="provisioner",
         version=API_VERSION,
+        static_folder=None,  # type: ignore[arg-type]  # as Flask, which takes None
         json_errors=False,
         docs_path=None,
     )
     app.config["MAX_CONTENT_LENGTH"] = BODY_BYTES_MAX
-    app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
     _describe(app)
     install_problems(app)
     app.error_processor(_problem)
@@ -81,17 +81,19 @@ def _describe(app: APIFlask) -> None:
 def _problem(error: HTTPError) -> Response:
     """Turn the framework's own refusal, a body or query that does not fit, into a problem."""
     detail = error.detail if isinstance(error.detail, dict) else {}
+    if not detail:
+        return refusal(error.status_code, error.message)
     wrong = [
         f"{place}: {' '.join(texts) if isinstance(texts, list) else texts}"
         for fields in detail.values()
         if isinstance(fields, dict)
         for place, texts in fields.items()
     ]
-    refusal = RequestError(
-        "the request does not fit: " + "; ".join(wrong) if wrong else str(error.message),
+    misfit = RequestError(
+        "the request does not fit: " + "; ".join(wrong),
         hint="see /openapi.json for what each route takes",
     )
-    return problem_response(refusal)
+    return problem_response(misfit)
 
 
 def _add_health(app: APIFlask, services: ApiServices) -> None:

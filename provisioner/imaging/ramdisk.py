@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import provisioner
 from provisioner.errors import ConfigError
 from provisioner.imaging import cpio
 from provisioner.imaging import ramdisk_contents as contents
+from provisioner.imaging.ramdisk_tree import CLOSURE, COMPILE, PYTHON_FOLDER, lay_out, run_python
 from provisioner.imaging.tools import run
 
 DEFAULT_KERNEL: Final = "linux-image-amd64"
@@ -31,7 +31,6 @@ MIB: Final = 1024 * 1024
 # Kernel and initrd together: what a host fetches, and what it must hold in memory.
 SIZE_MAX_BYTES: Final = {LAB_KERNEL: 48 * MIB, DEFAULT_KERNEL: 128 * MIB}
 FETCH_LIMIT: Final = timedelta(minutes=15)
-STEP_LIMIT: Final = timedelta(minutes=5)
 # Level 19 makes it a tenth smaller, and takes three times as long to unpack at each boot.
 BASE_LEVEL: Final = 12
 PINS_LEVEL: Final = 9
@@ -39,30 +38,6 @@ PINS_LEVEL: Final = 9
 BASE_FORMAT: Final = 1
 
 AGENT_CORE: Final = ("__init__.py", "disks.py", "manifest.py")
-PYTHON_FOLDER: Final = "usr/lib/python3.11"
-
-_CLOSURE: Final = """
-import importlib, json, sys
-for name in json.load(sys.stdin):
-    importlib.import_module(name)
-# A frozen module keeps its source on disk, too, and its parent package must be a folder there.
-found = [(name, getattr(module, "__file__", None)) for name, module in sys.modules.items()]
-print(json.dumps([pair for pair in found if pair[1] and pair[0] != "__main__"]))
-"""
-
-_COMPILE: Final = """
-import _frozen_importlib_external, _imp, json, marshal, sys
-magic = _frozen_importlib_external.MAGIC_NUMBER
-# Hash-based and unchecked (PEP 552): the file carries no date, and nothing is looked up to use it.
-flags = (0b01).to_bytes(4, "little")
-for source, target, shown in json.load(sys.stdin):
-    with open(source, "rb") as file:
-        text = file.read()
-    code = compile(text, shown, "exec", dont_inherit=True, optimize=0)
-    with open(target, "wb") as file:
-        file.write(magic + flags + _imp.source_hash(int.from_bytes(magic, "little"), text))
-        file.write(marshal.dumps(code))
-"""
 
 _TRY_AGENT: Final = """
 import json, sys
@@ -243,12 +218,7 @@ def _fill_base(tree: Path, made: Path, kernel_package: str, packages: dict[str, 
     version = kernels[0].name.removeprefix("vmlinuz-")
     root = made / "root"
     root.mkdir(parents=True)
-    _add_skeleton(root)
-    programs = contents.programs_for(kernel_package)
-    _add_programs(tree, root, programs)
-    _add_modules(tree, root, version)
-    _add_python(tree, root)
-    _add_libraries(tree, root, programs)
+    lay_out(tree, root, contents.programs_for(kernel_package), kernel_version=version)
     shutil.copyfile(kernels[0], made / "vmlinuz")
     packer = zstandard.ZstdCompressor(level=BASE_LEVEL, threads=-1)
     (made / "initrd").write_bytes(packer.compress(cpio.archive(root)))
@@ -262,122 +232,6 @@ def _fill_base(tree: Path, made: Path, kernel_package: str, packages: dict[str, 
 
 def _read_base(folder: Path) -> Base:
     return Base(folder=folder, **json.loads((folder / "base.json").read_text()))
-
-
-def _add_skeleton(root: Path) -> None:
-    for name in ("bin", "dev", "etc/provisioner", "lib", "lib64", "proc", "run", "sbin"):
-        (root / name).mkdir(parents=True)
-    for name in ("sys", "tmp", "root", "usr/bin", "usr/lib", "usr/sbin"):
-        (root / name).mkdir(parents=True)
-    for name in contents.BUSYBOX_LINKS:
-        (root / "bin" / name).symlink_to("busybox")
-    for name in contents.KMOD_LINKS:
-        (root / "sbin" / name).symlink_to("../bin/kmod")
-
-
-def _add_programs(tree: Path, root: Path, programs: Iterable[str]) -> None:
-    for name in programs:
-        shutil.copy(tree / name, root / name)
-    (root / "usr/lib/ssl").mkdir()
-    # A host's disks are all there when the driver is loaded, not some time later.
-    options = root / "etc/modprobe.d/scan.conf"
-    options.parent.mkdir()
-    options.write_text("options scsi_mod scan=sync\n")
-    # An empty configuration: OpenSSL would look for one, and loads nothing it does not name.
-    (root / "usr/lib/ssl/openssl.cnf").write_text("")
-
-
-def _add_modules(tree: Path, root: Path, version: str) -> None:
-    """Copy the wanted kernel modules and what they depend on, with a fresh index."""
-    run([*_loader(tree, "depmod"), str(tree / "bin/kmod"), "-b", str(tree), version])
-    source = tree / "lib/modules" / version
-    target = root / "lib/modules" / version
-    target.mkdir(parents=True)
-    for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
-        shutil.copy(source / name, target / name)
-    for name in sorted(_wanted_modules(source)):
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source / name, target / name)
-    run([*_loader(tree, "depmod"), str(tree / "bin/kmod"), "-b", str(root), version])
-    # The kernel module tools read the binary index; the text is for people.
-    for name in ("alias", "dep", "symbols", "symbols.bin", "builtin.modinfo", "order", "devname"):
-        (target / f"modules.{name}").unlink(missing_ok=True)
-
-
-def _wanted_modules(source: Path) -> set[str]:
-    needs: dict[str, list[str]] = {}
-    for line in (source / "modules.dep").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        needs[name] = rest.split()
-    wanted: set[str] = set()
-    for module, depends_on in needs.items():
-        if _is_wanted(module):
-            wanted |= {module, *depends_on}
-    return wanted
-
-
-def _is_wanted(name: str) -> bool:
-    path = name.removeprefix("kernel/")
-    if any(path.startswith(prefix) for prefix in contents.MODULES_LEFT_OUT):
-        return False
-    stem = Path(path).name.partition(".ko")[0]
-    folders = (f"{folder}/" for folder in contents.MODULE_FOLDERS)
-    return stem in contents.MODULES or any(path.startswith(folder) for folder in folders)
-
-
-def _add_python(tree: Path, root: Path) -> None:
-    """Add the part of the standard library that the agent imports, compiled, and zstandard."""
-    library = tree / PYTHON_FOLDER
-    answer = _python(tree, _CLOSURE, list(contents.PYTHON_MODULES))
-    work: list[tuple[str, str, str]] = []
-    for _, file in json.loads(answer):
-        path = Path(file)
-        shown = PYTHON_FOLDER / path.relative_to(library)
-        target = root / shown
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".so":
-            shutil.copy(path, target)
-        else:
-            work.append((str(path), str(target.with_suffix(".pyc")), f"/{shown}"))
-    (root / PYTHON_FOLDER / "lib-dynload").mkdir(exist_ok=True)
-    package = root / PYTHON_FOLDER / "zstandard"
-    package.mkdir()
-    shutil.copy(tree / contents.ZSTANDARD_BACKEND, package)
-    init = tree / "zstandard_init.py"
-    init.write_text(contents.ZSTANDARD_INIT)
-    shown_init = f"/{PYTHON_FOLDER}/zstandard/__init__.py"
-    work.append((str(init), str(package / "__init__.pyc"), shown_init))
-    _python(tree, _COMPILE, sorted(set(work)))
-
-
-def _add_libraries(tree: Path, root: Path, programs: Iterable[str]) -> None:
-    """Add the shared libraries that the programs and Python's extensions are linked with."""
-    linked = [root / name for name in programs]
-    linked += sorted((root / PYTHON_FOLDER).rglob("*.so"))
-    found: set[Path] = set()
-    for program in linked:
-        found |= set(_libraries(tree, program))
-    for library in sorted(found):
-        target = root / library.relative_to(tree)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(library.resolve(), target)
-    loader = root / "lib64/ld-linux-x86-64.so.2"
-    if not loader.exists():
-        shutil.copy((tree / "lib64/ld-linux-x86-64.so.2").resolve(), loader)
-
-
-def _libraries(tree: Path, program: Path) -> Iterable[Path]:
-    command = [*_loader(tree, "list"), "--list", str(program)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=STEP_LIMIT.total_seconds(), check=False
-    )
-    # A static program has nothing to list, and the loader says so by failing.
-    for line in done.stdout.splitlines():
-        name, arrow, rest = line.strip().partition(" => ")
-        if arrow and rest.startswith("/"):
-            yield Path(rest.split(" (")[0])
-        elif arrow:
-            raise ConfigError(f"{program.name} needs {name}, which no package brings")
 
 
 def _fill_site(base: Base, pins: Pins, site: Path) -> None:
@@ -399,36 +253,14 @@ def _fill_site(base: Base, pins: Pins, site: Path) -> None:
         target = site / shown.with_suffix(".pyc")
         target.parent.mkdir(parents=True, exist_ok=True)
         work.append((str(source), str(target), f"/{shown}"))
-    _python(base.root, _COMPILE, work)
+    run_python(base.root, COMPILE, work)
     # A module that the base lacks shows here, and not on the first host.
-    _python(base.root, _TRY_AGENT, str(site / PYTHON_FOLDER))
-
-
-def _python(tree: Path, program: str, argument: Any) -> str:
-    """Run a program in the Python below tree, with an argument as JSON on its stdin."""
-    python = [*_loader(tree, "python3.11"), str(tree / "usr/bin/python3.11")]
-    command = [*python, "-I", "-S", "-B", "-c", program]
-    return run(command, stdin=json.dumps(argument).encode(), limit=STEP_LIMIT).decode()
-
-
-def _loader(tree: Path, name: str) -> list[str]:
-    """Return how to run a program of the tree with the tree's own libraries, without a chroot."""
-    folders = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/sbin", "lib64")
-    libraries = ":".join(str(tree / folder) for folder in folders)
-    loader = str(tree / "lib64/ld-linux-x86-64.so.2")
-    if name == "list":
-        return [loader, "--library-path", libraries]
-    return [loader, "--library-path", libraries, "--argv0", _argv0(tree, name)]
-
-
-def _argv0(tree: Path, name: str) -> str:
-    # Python finds its library from its own path, kmod what it is to do from its name.
-    return str(tree / "usr/bin" / name) if name.startswith("python") else name
+    run_python(base.root, _TRY_AGENT, str(site / PYTHON_FOLDER))
 
 
 def _recipe_digest(kernel_package: str) -> str:
     """Return a digest over all that decides what a base is, but the packages' versions."""
-    parts = [str(BASE_FORMAT), kernel_package, _CLOSURE, _COMPILE]
+    parts = [str(BASE_FORMAT), kernel_package, CLOSURE, COMPILE]
     parts += [Path(contents.__file__).read_text(), Path(cpio.__file__).read_text()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

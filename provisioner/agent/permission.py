@@ -61,6 +61,18 @@ class Permission:
             self._ends_at = 0.0
         self._thread.join()
 
+    def beat_now(self) -> None:
+        """Report at once, such as when a phase begins, besides the regular heartbeat.
+
+        A service that does not answer is no error here, as long as the permission lasts.
+        """
+        try:
+            self._beat()
+        except ServiceUnreachable as error:
+            say(f"heartbeat: {error.message}")
+        except ServiceRefused as error:
+            self._refuse(_refused(error))
+
     def ask(self, question: dict[str, Any], *, patience_s: float) -> None:
         """Ask for the permission to write; from here on it is renewed.
 
@@ -96,14 +108,8 @@ class Permission:
                 self._changed.wait(gives_up_at - now)
 
     def _beat_until_over(self) -> None:
-        while not self._over.wait(self._heartbeat_s):
-            try:
-                self._beat()
-            except ServiceUnreachable as error:
-                say(f"heartbeat: {error.message}")
-            except ServiceRefused as error:
-                self._refuse(_refused(error))
-                return
+        while self._refusal is None and not self._over.wait(self._heartbeat_s):
+            self.beat_now()
 
     def _beat(self) -> None:
         body = {"generation": self._generation, **self._progress()}

@@ -175,7 +175,7 @@ class ImageWriter:
 
     def write(self, *, compare_first: bool) -> None:
         """Make every chunk but the first right. Raises what stopped it."""
-        self.progress.enter("writing", self.manifest.used_bytes)
+        self._enter("writing")
         self._run(lambda: _Writer(self, compare_first=compare_first))
         self.disk.flush()
 
@@ -184,8 +184,12 @@ class ImageWriter:
 
         Raises ReadBackMismatch.
         """
-        self.progress.enter("verifying", self.manifest.used_bytes)
+        self._enter("verifying")
         self._run(lambda: _Verifier(self))
+
+    def _enter(self, phase: str) -> None:
+        self.progress.enter(phase, self.manifest.used_bytes)
+        self.permission.beat_now()
 
     def fetcher(self) -> ChunkFetcher:
         """Return a fetcher with a connection of its own."""

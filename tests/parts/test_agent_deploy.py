@@ -111,6 +111,8 @@ def test_a_dirty_disk_becomes_the_release_and_its_seed(rig: Rig) -> None:
     assert found[:440] == rig.release.raw[:440], "the boot code"
     assert len(found) == DISK_MIB * MIB
     assert len(rig.service.told("seed")) == 1
+    phases = [body["phase"] for body in rig.service.told("progress")]
+    assert {"writing", "verifying"} <= set(phases), "each phase is told when it begins"
     [asked] = rig.service.told("authorise")[:1]
     assert asked == {
         "generation": 3,

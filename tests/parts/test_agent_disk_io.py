@@ -30,6 +30,9 @@ class Granted(Permission):
     def check(self) -> None:
         """Always."""
 
+    def beat_now(self) -> None:
+        """Nobody listens."""
+
 
 def test_a_disk_that_changes_a_byte_is_caught(tmp_path: Path, release: Release) -> None:
     """What was written well and reads back otherwise is named, with both digests."""

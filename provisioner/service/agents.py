@@ -10,11 +10,10 @@ from typing import Final
 
 from provisioner.core.contracts import AgentToken, Clock, Store, Tx
 from provisioner.core.disks import Disk, DiskRule, choose_disk
-from provisioner.core.guard import WriteRequest, authorise_write, identity
+from provisioner.core.guard import WriteRefused, WriteRequest, authorise_write, identity
 from provisioner.core.lifecycle import E, NotAllowed
 from provisioner.core.model import (
     Event,
-    Firmware,
     Host,
     Json,
     Operation,
@@ -25,9 +24,10 @@ from provisioner.core.model import (
 from provisioner.errors import Gone, TrustError
 
 from .agent_bodies import TEXT_MAX, event_of, inventory_in, number_in, object_in, text_in
-from .boot import EMPTY_UUIDS
 from .chance import Derived, digest_of, new_token
 from .homecoming import Homecoming
+from .identity import TicketRefused as TicketRefused
+from .identity import check_identity, with_inventory
 from .seeds import render_seed
 from .transitions import Transitions
 
@@ -35,10 +35,6 @@ HEARTBEAT_S: Final = 3
 PERMISSION_S: Final = 30
 TOKEN_LIFETIME: Final = timedelta(hours=6)
 AGENT: Final = "agent"
-
-
-class TicketRefused(TrustError):
-    code = "ticket_refused"
 
 
 class TokenRefused(TrustError):
@@ -80,7 +76,7 @@ class AgentSessions:
         try:
             return self._hello(ticket_text, inventory, source)
         except TicketRefused as error:
-            self._note_refusal(ticket_text, error, source)
+            self._note_refused_ticket(ticket_text, error, source)
             raise
 
     def _hello(self, ticket_text: str, inventory: Json, source: str) -> Json:
@@ -89,7 +85,7 @@ class AgentSessions:
             ticket = self._live_ticket(tx, ticket_text, now)
             operation = tx.operation(ticket.operation_id)
             host = tx.host(operation.host_id)
-            _check_identity(host, inventory)
+            check_identity(host, inventory)
             if ticket.generation != operation.generation or not tx.consume_ticket(
                 ticket.digest, now
             ):
@@ -104,7 +100,7 @@ class AgentSessions:
                     now + TOKEN_LIFETIME,
                 )
             )
-            tx.save_host(_with_inventory(host, inventory))
+            tx.save_host(with_inventory(host, inventory))
             step = self._transitions.apply(
                 tx,
                 operation.id,
@@ -132,6 +128,13 @@ class AgentSessions:
     def authorise(self, token: str, body: Json) -> Json:
         """Return a permission to write, or raise WriteRefused. The host is saved as dirty,
         in the same transaction, before the agent hears of it."""
+        try:
+            return self._authorise(token, body)
+        except WriteRefused as error:
+            self._note_refused_write(token, error)
+            raise
+
+    def _authorise(self, token: str, body: Json) -> Json:
         generation, release = number_in(body, "generation"), text_in(body, "release")
         disk = Disk.from_dict({"rotational": False, "bus": "virtio", **object_in(body, "disk")})
         now = self._clock()
@@ -290,26 +293,33 @@ class AgentSessions:
             )
         return ticket
 
-    def _note_refusal(self, ticket_text: str, error: TicketRefused, source: str) -> None:
+    def _note_refused_ticket(self, ticket_text: str, error: TicketRefused, source: str) -> None:
         with self._store.begin() as tx:
             ticket = tx.ticket(digest_of(ticket_text))
-            tx.audit(
-                self._clock(),
-                AGENT,
-                "ticket.refused",
-                error.host or "unknown",
-                {"why": error.message, "address": source},
-            )
+            text = f"boot ticket refused: {error.message}"
             tx.add_event(
                 Event(
                     at=self._clock(),
                     source="agent",
-                    text=f"boot ticket refused: {error.message}",
+                    text=text,
                     host_id=ticket.host_id if ticket else None,
                     operation_id=ticket.operation_id if ticket else None,
                     detail={"address": source},
                 )
             )
+            # Anybody on the network can invent tickets. The timeline has a limit, the audit
+            # log has none, so only a ticket that was ours once is worth a row in it.
+            if ticket is not None:
+                why: Json = {"why": error.message, "address": source}
+                subject = error.host or tx.host(ticket.host_id).name
+                tx.audit(self._clock(), AGENT, "ticket.refused", subject, why)
+
+    def _note_refused_write(self, token: str, error: WriteRefused) -> None:
+        with self._store.begin() as tx:
+            _, operation, host = self._session(tx, token)
+            now, why = self._clock(), f"write refused: {error.message}"
+            tx.add_event(event_of(now, "agent", why, host, operation))
+            tx.audit(now, AGENT, "write.refused", host.name, error.as_dict())
 
     def _session(
         self, tx: Tx, token: str, *, ended: bool = False
@@ -342,38 +352,6 @@ class AgentSessions:
             raise TokenRefused("this operation writes no disk", host=host.name)
         disks = [Disk.from_dict(disk) for disk in host.inventory["disks"]]
         return choose_disk(DiskRule.parse(profile.document["disk"]), disks)
-
-
-def _with_inventory(host: Host, inventory: Json) -> Host:
-    """Identity is written once: what is enrolled already is never overwritten."""
-    uuid = str(inventory.get("uuid") or "").lower()
-    firmware = inventory.get("firmware")
-    return replace(
-        host,
-        inventory=inventory,
-        uuid=host.uuid or (uuid if uuid and uuid not in EMPTY_UUIDS else None),
-        serial=host.serial or inventory.get("serial"),
-        firmware=host.firmware or (Firmware(firmware) if firmware in ("bios", "uefi") else None),
-    )
-
-
-def _check_identity(host: Host, inventory: Json) -> None:
-    macs = {str(nic.get("mac", "")).lower() for nic in inventory["nics"] if isinstance(nic, dict)}
-    if not macs & set(host.macs):
-        raise TicketRefused(
-            "this boot ticket belongs to another host",
-            host=host.name,
-            expected=list(host.macs),
-            found=sorted(macs),
-        )
-    uuid = str(inventory.get("uuid") or "").lower()
-    if host.uuid and uuid and uuid not in EMPTY_UUIDS and uuid != host.uuid:
-        raise TicketRefused(
-            "this boot ticket belongs to a host with another UUID",
-            host=host.name,
-            expected=host.uuid,
-            found=uuid,
-        )
 
 
 def _used(host: str) -> TicketRefused:

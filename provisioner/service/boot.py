@@ -28,14 +28,11 @@ from provisioner.core.model import (
 from provisioner.errors import Conflict
 
 from .chance import Derived, new_host_id, new_operation_id
+from .identity import EMPTY_UUIDS
 from .ramdisks import Ramdisks
 from .transitions import Transitions
 
 DISCOVERED_HOSTS_MAX_DEFAULT: Final = 100
-# Firmware that was never given an identity reports one of these; they identify nobody.
-EMPTY_UUIDS: Final = frozenset(
-    {"00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"}
-)
 DISCOVERY_ACTOR: Final = "discovery"
 
 

@@ -1,0 +1,54 @@
+"""Whether a ramdisk runs on the host that its ticket is for, and what is learnt of the host.
+
+Identity is written once: what is enrolled already is never overwritten.
+"""
+
+from dataclasses import replace
+from typing import Final
+
+from provisioner.core.model import Firmware, Host, Json
+from provisioner.errors import TrustError
+
+from .agent_bodies import TEXT_MAX
+
+# Firmware that was never given an identity reports one of these; they identify nobody.
+EMPTY_UUIDS: Final = frozenset(
+    {"00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"}
+)
+
+
+class TicketRefused(TrustError):
+    code = "ticket_refused"
+
+
+def with_inventory(host: Host, inventory: Json) -> Host:
+    """Return the host with its inventory and what was not known of it before."""
+    uuid = str(inventory.get("uuid") or "").lower()
+    firmware, serial = inventory.get("firmware"), str(inventory.get("serial") or "")
+    return replace(
+        host,
+        inventory=inventory,
+        uuid=host.uuid or (uuid if uuid and uuid not in EMPTY_UUIDS else None),
+        serial=host.serial or serial[:TEXT_MAX] or None,
+        firmware=host.firmware or (Firmware(firmware) if firmware in ("bios", "uefi") else None),
+    )
+
+
+def check_identity(host: Host, inventory: Json) -> None:
+    """Raise TicketRefused when the inventory has no MAC of the host, or another UUID."""
+    macs = {str(nic.get("mac", "")).lower() for nic in inventory["nics"] if isinstance(nic, dict)}
+    if not macs & set(host.macs):
+        raise TicketRefused(
+            "this boot ticket belongs to another host",
+            host=host.name,
+            expected=list(host.macs),
+            found=sorted(macs),
+        )
+    uuid = str(inventory.get("uuid") or "").lower()
+    if host.uuid and uuid and uuid not in EMPTY_UUIDS and uuid != host.uuid:
+        raise TicketRefused(
+            "this boot ticket belongs to a host with another UUID",
+            host=host.name,
+            expected=host.uuid,
+            found=uuid,
+        )

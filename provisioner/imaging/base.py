@@ -61,7 +61,7 @@ def base_tree(
     package update makes a new tree, and nothing else does. Raises ToolFailed with
     mmdebstrap's last lines; the cache is then as before.
     """
-    key = hashlib.sha256(f"{LAYOUT} {recipe.digest} {mirrors.digest}".encode()).hexdigest()
+    key = hashlib.sha256(f"{LAYOUT} {recipe.tree_digest} {mirrors.digest}".encode()).hexdigest()
     bases = cache / "bases"
     bases.mkdir(parents=True, exist_ok=True)
     target = bases / f"{recipe.image}-{key[:32]}.tar.zst"

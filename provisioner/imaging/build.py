@@ -199,7 +199,7 @@ def _make_root(
         files={
             f"/{RELEASE_FILE}": json.dumps(release, sort_keys=True) + "\n",
             "/boot/grub/grub.cfg": grub_cfg(
-                title, _derived("partition root", identity), recipe.kernel_arguments
+                title, _derived("partition root", identity), recipe.arguments
             ),
         },
         image=recipe.image,

@@ -66,7 +66,10 @@ class Services:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What shall be in an image. kernel is a package name; size_bytes that of the whole disk."""
+    """What shall be in an image. kernel is a package name; size_bytes that of the whole disk.
+
+    kernel_arguments_for holds (kernel package, further arguments) pairs.
+    """
 
     image: str
     architecture: str
@@ -79,6 +82,17 @@ class Recipe:
     exclude: tuple[str, ...]
     files: tuple[RecipeFile, ...]
     services: Services
+    kernel_arguments_for: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The kernel's arguments: those for every kernel, and then those for this one."""
+        return self.kernel_arguments + dict(self.kernel_arguments_for).get(self.kernel, ())
+
+    @property
+    def tree_digest(self) -> str:
+        """The digest of what decides about the files: without the disk and the boot loader."""
+        return replace(self, size_bytes=0, kernel_arguments=(), kernel_arguments_for=()).digest
 
     @property
     def digest(self) -> str:
@@ -153,6 +167,7 @@ def parse_recipe(text: str) -> Recipe:
         kernel_arguments=_strings(
             "kernel_arguments", value["kernel_arguments"], _ARGUMENT, "words without blanks"
         ),
+        kernel_arguments_for=_arguments_for(value.get("kernel_arguments_for", {})),
         firmware=firmware,
         packages=_strings("packages", value["packages"], _PACKAGE, "package names"),
         exclude=_strings("exclude", value.get("exclude", []), _PATTERN, "absolute paths"),
@@ -174,7 +189,7 @@ _REQUIRED: Final = frozenset(
         "packages",
     }
 )
-_OPTIONAL: Final = frozenset({"exclude", "files", "services"})
+_OPTIONAL: Final = frozenset({"exclude", "files", "kernel_arguments_for", "services"})
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -220,6 +235,17 @@ def _mirrors(value: object) -> tuple[Mirror, ...]:
     if not mirrors:
         raise _wrong("mirrors", "at least one", [])
     return tuple(mirrors)
+
+
+def _arguments_for(value: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    where = "kernel_arguments_for"
+    return tuple(
+        (
+            _matching(where, package, _PACKAGE, "package names"),
+            _strings(where, words, _ARGUMENT, "words without blanks"),
+        )
+        for package, words in sorted(_mapping(where, value).items())
+    )
 
 
 def _files(value: object) -> tuple[RecipeFile, ...]:

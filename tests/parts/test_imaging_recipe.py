@@ -53,6 +53,20 @@ def test_digest_counts_content_and_not_spelling() -> None:
     assert with_other_kernel.digest == parsed(kernel="linux-image-cloud-amd64").digest
 
 
+def test_arguments_for_one_kernel_come_after_those_for_all() -> None:
+    recipe = parsed(kernel_arguments_for={"linux-image-cloud-amd64": ["a=b", "c"]})
+    assert recipe.arguments == ("console=ttyS0,115200",)
+    cloud = recipe.with_kernel("linux-image-cloud-amd64")
+    assert cloud.arguments == ("console=ttyS0,115200", "a=b", "c")
+
+
+def test_disk_size_and_kernel_arguments_do_not_need_a_new_tree() -> None:
+    one, other = parsed(), parsed(size="2GiB", kernel_arguments=["quiet"])
+    assert one.digest != other.digest
+    assert one.tree_digest == other.tree_digest
+    assert one.tree_digest != parsed(packages=["less"]).tree_digest
+
+
 def test_misspelt_key_gets_a_suggestion() -> None:
     with pytest.raises(RequestError, match="'packagez'") as caught:
         parsed(packagez=[])
@@ -83,6 +97,8 @@ def test_missing_key_is_named(key: str) -> None:
         ("kernel_arguments", ["quiet; halt"]),
         ("kernel_arguments", ["a\nb"]),
         ("kernel_arguments", ["${root}"]),
+        ("kernel_arguments_for", {"linux image": []}),
+        ("kernel_arguments_for", {"linux-image-amd64": ["a b"]}),
         ("mirrors", []),
         ("mirrors", [{"uri": "http://x.test"}]),
         ("mirrors", [GOOD["mirrors"][0] | {"uri": "http://x.test/ [trusted=yes]"}]),

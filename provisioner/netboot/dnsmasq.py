@@ -89,8 +89,10 @@ class Dnsmasq:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def stop(self) -> None:
-        """Make `run` end its child and return. Fit for any thread and signal handler."""
-        os.eventfd_write(self._wake, 1)
+        """Make `run` end its child and return. Fit for any thread and signal handler, and
+        may come again, or when `run` has returned."""
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
 
     def run(self) -> None:
         """Run until `stop`.
@@ -111,7 +113,8 @@ class Dnsmasq:
                 if select.select([self._wake], [], [], self._restart_pause_s * failures)[0]:
                     return
         finally:
-            os.close(self._wake)
+            wake, self._wake = self._wake, -1
+            os.close(wake)
 
     def _give_up_or_log(self, code: int, failures: int) -> None:
         said = "; ".join(self._last_lines)

@@ -60,8 +60,8 @@ def render_boot_script(plan: LocalDisk | Ramdisk, urls: BootUrls) -> str:
     iPXE could read as more than a word. The host then gets no script, and boots its disk.
     """
     if isinstance(plan, LocalDisk):
-        if plan.method is LocalBoot.NOT_FOUND:
-            return "This host boots its own disk.\n"
+        # The body of a 404 is a script, too: iPXE on BIOS runs any other text that some
+        # proxy might pass off as a success, as machine code.
         return _render()("local.ipxe.j2", _disk(plan.method, urls))
     values = {
         "boot": base_url(urls.boot, scheme="http"),

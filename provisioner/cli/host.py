@@ -36,7 +36,13 @@ def host() -> None:
 @click.option("--bmc-password-file", metavar="FILE", help=_BMC_PASSWORD)
 @click.option("--profile", help="Profile that deployments of it use.")
 @click.option("--firmware", type=click.Choice(("bios", "uefi")), help="Learnt when left out.")
-@click.option("--local-boot", type=_LOCAL_BOOT, default="exit", show_default=True)
+@click.option(
+    "--local-boot",
+    type=_LOCAL_BOOT,
+    default="exit",
+    show_default=True,
+    help="How it is told to boot its disk.",
+)
 @click.option("--uuid", help="Learnt from its first boot when left out.")
 @click.option("--serial", help="Learnt from its first boot when left out.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Repeatable.")

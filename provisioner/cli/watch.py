@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import click
 
 from provisioner.core.model import Phase
-from provisioner.errors import DeviceError, Unavailable
+from provisioner.errors import DeviceError, TrustError, Unavailable
 
 from .messages import clean
 from .output import show, size
@@ -111,23 +111,34 @@ def share(operation: Operation) -> float:
     return (phase + within) / (len(PHASES) - 1)
 
 
+# Whom an operation's error calls, where it is not the operator (code 4). Agents and checks
+# report codes whose classes the command line does not load.
+TRUST_CODES: Final = frozenset(
+    {
+        "trust",
+        "chunk_corrupt",
+        "manifest_digest",
+        "manifest_malformed",
+        "manifest_signature",
+        "ticket_refused",
+        "token_refused",
+        "write_refused",
+        "wrong_disk",
+        "wrong_system",
+    }
+)
+LATER_CODES: Final = frozenset({"bmc_unreachable", "unavailable"})
+
+
 def exit_code(operation: Operation) -> int:
     """Return 0 for success, else the code of who must act."""
     if operation["phase"] == Phase.SUCCEEDED:
         return 0
     error = operation["error"]
-    if not isinstance(error, dict):
-        return DeviceError.exit_code
-    from provisioner.client.problems import error_from
-
-    kind = error_from(0, error)
-    # A code that only the service knows, such as no_disk: the operator must look.
-    return kind.exit_code if kind.code in _KNOWN_CODES else DeviceError.exit_code
-
-
-_KNOWN_CODES: Final = frozenset(
-    {"bmc_auth_failed", "bmc_unreachable", "bmc_rejected", "trust", "unavailable", "device"}
-)
+    code = error.get("code") if isinstance(error, dict) else None
+    if code in TRUST_CODES:
+        return TrustError.exit_code
+    return Unavailable.exit_code if code in LATER_CODES else DeviceError.exit_code
 
 
 def _display() -> tuple[Display, AbstractContextManager[object]]:

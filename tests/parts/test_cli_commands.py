@@ -222,7 +222,7 @@ def test_watching_ends_with_the_worst_outcome(cli: Cli, site: Site) -> None:
 def test_typos_are_met_with_what_was_meant(cli: Cli, site: Site) -> None:
     site.add_host()
     assert "Did you mean host?" in cli("hots", "list", exit_code=2).stderr
-    assert "list" in cli("host", "lits", exit_code=2).stderr
+    assert "list" in cli("host", "lst", exit_code=2).stderr
     assert "did you mean r1n1?" in cli("host", "show", "r1m1", exit_code=2).stderr
     assert "did you mean tiny@1" in cli("reimage", "r1n1", "--release", "tny@1", exit_code=2).stderr
 

@@ -10,10 +10,8 @@ import click
     "--config",
     envvar="PROVISIONER_CONFIG",
     type=click.Path(path_type=Path),
-    default="provisioner.toml",
-    show_default=True,
     metavar="FILE",
-    help="The configuration that `provisioner init` wrote.",
+    help="The configuration; default: ./provisioner.toml, then /etc/provisioner.",
 )
 @click.option(
     "--only",
@@ -27,7 +25,7 @@ import click
     metavar="FILE",
     help="Written when all parts answer, with their addresses; removed at the end.",
 )
-def serve_command(config: Path, only: str, ready_file: Path | None) -> None:
+def serve_command(config: Path | None, only: str, ready_file: Path | None) -> None:
     """Run the service.
 
     The configuration is checked whole before anything listens. SIGTERM stops it cleanly.

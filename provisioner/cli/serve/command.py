@@ -8,7 +8,8 @@ from typing import Final
 import click
 
 from provisioner.errors import ConfigError, RequestError, Unavailable
-from provisioner.settings import Settings, load
+from provisioner.settings import Settings
+from provisioner.wiring import find_settings
 
 from .logs import set_up_logs
 from .supervisor import Part, Supervisor
@@ -16,14 +17,14 @@ from .supervisor import Part, Supervisor
 PREPARE_LIMIT_S: Final = 300
 
 
-def serve(config: Path, only: tuple[str, ...], ready_file: Path | None) -> None:
+def serve(config: Path | None, only: tuple[str, ...], ready_file: Path | None) -> None:
     """Run the service until SIGTERM or SIGINT.
 
     Raises ConfigError, before anything listens, with every problem of the configuration.
     """
     from . import parts
 
-    settings = load(config)
+    settings = find_settings(config)
     chosen = frozenset(only or parts.NAMES)
     if unknown := chosen - set(parts.NAMES):
         raise RequestError(

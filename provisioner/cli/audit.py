@@ -19,7 +19,7 @@ def audit() -> None:
 
 @audit.command("list")
 @click.option("--after", type=click.IntRange(0), default=0, help="Rows after this number.")
-@click.option("--limit", type=click.IntRange(1, 1000), default=200, show_default=True)
+@click.option("--limit", type=click.IntRange(1, 1000), default=200, help="At most so many.")
 @output_option
 @connected
 def list_(client: "Client", after: int, limit: int, output: str) -> None:

@@ -256,7 +256,7 @@ def inspect(client: "Client", name: str, wait: bool) -> int:
 @host.command("events")
 @click.argument("name")
 @click.option("--after", type=click.IntRange(0), default=0, help="Events after this number.")
-@click.option("--limit", type=click.IntRange(1, 1000), default=200, show_default=True)
+@click.option("--limit", type=click.IntRange(1, 1000), default=200, help="At most so many.")
 @output_option
 @connected
 def events(client: "Client", name: str, after: int, limit: int, output: str) -> None:

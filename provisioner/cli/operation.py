@@ -23,7 +23,7 @@ def operation() -> None:
 @operation.command("list")
 @click.option("--host", help="Of this host only.")
 @click.option("--open", "only_open", is_flag=True, help="Only those that have not ended.")
-@click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True)
+@click.option("--limit", type=click.IntRange(1, 1000), default=100, help="At most so many.")
 @output_option
 @connected
 def list_(client: "Client", host: str | None, only_open: bool, limit: int, output: str) -> None:

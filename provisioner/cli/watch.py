@@ -177,7 +177,7 @@ class Bars:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self.progress = Progress(
-            TextColumn("[bold]{task.fields[host]}", markup=True),
+            TextColumn("{task.fields[host]}", style="bold", markup=False),
             BarColumn(bar_width=30),
             TextColumn("{task.description}", markup=False),
             TimeElapsedColumn(),

@@ -18,7 +18,7 @@ REDACTED: Final = "…"
 def set_up_logs(log_format: str, part: str, *, level: int = logging.INFO) -> None:
     """Send structlog and the standard library's records to standard error.
 
-    `log_format` is auto, json or text; `part` names the process in every line.
+    `log_format` is auto, json or text; `part` names the process in every line that names none.
     """
     is_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
     shared: list[Any] = [
@@ -62,7 +62,7 @@ def set_up_logs(log_format: str, part: str, *, level: int = logging.INFO) -> Non
 
 def _named(part: str) -> Any:
     def add(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Any:
-        event["part"] = part
+        event.setdefault("part", part)  # a child has bound its own
         return event
 
     return add

@@ -37,7 +37,8 @@ LAB_KERNEL: Final = "linux-image-cloud-amd64"
 READY_LIMIT: Final = timedelta(seconds=60)
 STOP_LIMIT: Final = timedelta(seconds=30)
 PROFILE: Final = "lab"
-USER: Final = "operator"
+# Not a name that Debian has already, as a user or as a group ("operator" is one).
+USER: Final = "lab"
 
 Say = Callable[[str], None]
 
@@ -204,6 +205,11 @@ class Site:
                 process.wait()
         self.processes = []
 
+    def change(self, changes: Mapping[str, Mapping[str, object]]) -> None:
+        """Change settings by section; a running service reads them at its next start."""
+        _change(self.config, changes)
+        self.settings = load(self.config)
+
     @contextlib.contextmanager
     def running(self) -> Iterator[Site]:
         """The service runs in the block, and nothing of it after."""
@@ -279,7 +285,10 @@ def lab_profile(ssh_key: Path, *, soak_s: float = 2) -> dict[str, Any]:
             "ssh_pwauth": False,
         },
         "disk": {"bus": "virtio", "size_min_bytes": 3 * 1024**3},
-        "health": {"soak_s": soak_s, "checks": [{"type": "ssh"}, {"type": "tcp", "port": 22}]},
+        "health": {
+            "soak_s": soak_s,
+            "checks": [{"type": "ssh"}, {"type": "tcp", "port": 22}, {"type": "systemd"}],
+        },
     }
 
 

@@ -1,12 +1,33 @@
-"""A rack of real virtual hosts for the tests of this folder."""
+"""Racks of real virtual hosts for the tests of this folder."""
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from provisioner.core.manifest import Manifest
 from provisioner.lab import Lab, LabHost
+from provisioner.lab.site import Site
+from tests.lab.sites import a_site, deploy, disk_path, put_old_system, reached
+
+OLDER, NEWER = "2026.11.1", "2026.11.2"
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A running service whose hosts lab-1 (BIOS) and lab-2 (UEFI) run the older release.
+
+    All firmware here tries the network first, always. lab-3 is known to nobody, and has a
+    system of its own on its disk.
+    """
+
+    site: Site
+    older: Manifest
+    newer: Manifest
+    names: tuple[str, str] = ("lab-1", "lab-2")
+    stranger: str = "lab-3"
 
 
 @pytest.fixture
@@ -25,3 +46,37 @@ def lab_rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with Lab.up(directory, [LabHost("bios"), LabHost("uefi")]) as rack:
         yield rack
     shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def deployed_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """The fleet, after its first deployment. Deploying takes minutes, so it is shared: a test
+    may reimage the known hosts, and leaves them proven."""
+    hosts = [
+        LabHost("bios", boot_order="network-first"),
+        LabHost("uefi", boot_order="network-first"),
+        LabHost("bios", boot_order="network-first", disks_mib=(64,)),
+    ]
+    directory = tmp_path_factory.mktemp("fleet")
+    # A BIOS that finds no DHCP, since the service was killed, tries its disk, and is netbooted
+    # anew by the next rung of the ladder.
+    with a_site(directory, hosts, {"limits": {"netbooting_s": 180}}) as site:
+        older, newer = site.publish(OLDER), site.publish(NEWER)
+        fleet = Fleet(site, older, newer)
+        put_old_system(disk_path(site, fleet.stranger))
+        for host in site.lab.hosts[:2]:
+            # A UEFI that is sent on by `exit` tries IPv6 and HTTP for minutes first.
+            way = "sanboot" if host.firmware == "uefi" else "exit"
+            site.enrol(host, local_boot=way)
+        for operation in deploy(site, fleet.names, older.name).values():
+            reached(site, operation, "succeeded")
+        yield fleet
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def fleet(deployed_fleet: Fleet) -> Iterator[Fleet]:
+    """The fleet; its hosts rest between tests, so that other racks have the machine."""
+    yield deployed_fleet
+    for host in deployed_fleet.site.lab.hosts:
+        deployed_fleet.site.lab.power(host.name, "off")

@@ -61,7 +61,7 @@ def agent_url(parts: Parts) -> Iterator[str]:
 
 
 def script(url: str, **query: str) -> httpx.Response:
-    return httpx.get(f"{url}/boot/ipxe", params=query)
+    return httpx.get(f"{url}/boot/ipxe", params=query, timeout=30)
 
 
 # --- boot scripts -------------------------------------------------------------------------

@@ -219,23 +219,6 @@ def test_other_bmcs_do_not_wait_and_the_limit_of_the_worker_is_reached(
         until(lambda: len(performed) == 5, "all effects")
 
 
-def test_an_effect_begins_soon_after_the_commit(engine: Engine, queue: DbosEffectQueue) -> None:
-    began: dict[str, float] = {}
-    waited: list[float] = []
-
-    def perform(asked: Outgoing) -> None:
-        began[asked.key] = time.monotonic()
-
-    with working(DbosEffectWorker(engine), perform):
-        for number in range(10):
-            key = f"key-{number}"
-            save(engine, queue, outgoing(key))
-            saved_at = time.monotonic()
-            until(lambda key=key: key in began, key)  # type: ignore[misc]  # bound per round
-            waited.append(began[key] - saved_at)
-    assert sorted(waited)[5] < 0.15, waited
-
-
 def test_an_effect_saved_while_no_worker_lives_is_performed_by_the_next(
     engine: Engine, queue: DbosEffectQueue, journal: Journal
 ) -> None:

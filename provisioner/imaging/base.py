@@ -18,7 +18,7 @@ from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from provisioner.imaging.mirrors import MirrorState, source_line
+from provisioner.imaging.mirrors import MirrorState
 from provisioner.imaging.recipe import Recipe
 from provisioner.imaging.tools import run
 
@@ -115,7 +115,7 @@ def _bootstrap(recipe: Recipe, mirrors: MirrorState, work: Path, packages: Path)
             f"--customize-hook=sync-out /var/cache/apt/archives {shlex.quote(str(fetched))}",
             recipe.mirrors[0].suite,
             str(work / "base.tar.zst"),
-            *(source_line(mirror) for mirror in recipe.mirrors),
+            *mirrors.sources,
         ],
         limit=MMDEBSTRAP_LIMIT,
         environment={"SOURCE_DATE_EPOCH": str(int(mirrors.newest_at.timestamp()))},

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from provisioner.errors import Unavailable
+from provisioner.errors import ConfigError, Unavailable
 from provisioner.imaging.recipe import Mirror
+from provisioner.imaging.tools import run
 
 ANSWER_LIMIT: Final = timedelta(seconds=30)
 RELEASE_FILE_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -27,29 +28,51 @@ _DATE: Final = re.compile(r"^Date: (.+)$", re.MULTILINE)
 class MirrorState:
     """The sha256 over the suites' Release files, and the date of the newest of them (UTC).
 
-    The same digest means the same packages; apt checks the signatures when it
-    fetches them, this only notices change.
+    The same digest means the same packages, wherever they come from; apt checks the
+    signatures when it fetches them, this only notices change. sources are the mirrors as
+    lines of sources.list.
     """
 
     digest: str
     newest_at: datetime
+    sources: tuple[str, ...]
 
 
 def state_of(mirrors: Iterable[Mirror]) -> MirrorState:
-    """Return what the mirrors serve now. Raises Unavailable when one does not answer."""
+    """Return what the mirrors serve now.
+
+    Raises Unavailable when one does not answer, and ConfigError when a recipe leaves the
+    mirror of a suite to this machine's apt, which has none.
+    """
     hasher = hashlib.sha256()
     dates = []
+    sources = []
     for mirror in mirrors:
-        data = _fetch(f"{mirror.uri}/dists/{mirror.suite}/InRelease")
+        uri = mirror.uri or _own_mirror(mirror.suite)
+        data = _fetch(f"{uri}/dists/{mirror.suite}/InRelease")
         hasher.update(hashlib.sha256(data).digest())
-        dates.append(_date_of(data, mirror))
-    return MirrorState(hasher.hexdigest(), max(dates))
+        dates.append(_date_of(data, uri, mirror.suite))
+        # Trusted by Debian's own keys only, whatever else this machine's apt trusts.
+        components = " ".join(mirror.components)
+        sources.append(f"deb [signed-by={KEYRING}] {uri} {mirror.suite} {components}")
+    return MirrorState(hasher.hexdigest(), max(dates), tuple(sources))
 
 
-def source_line(mirror: Mirror) -> str:
-    """Return the mirror as a line of sources.list, trusted by Debian's own keys only."""
-    components = " ".join(mirror.components)
-    return f"deb [signed-by={KEYRING}] {mirror.uri} {mirror.suite} {components}"
+def _own_mirror(suite: str) -> str:
+    """Return where this machine's apt gets a suite from (apt-get(8), indextargets)."""
+    listed = run(
+        ["apt-get", "indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages"]
+    ).decode()
+    for line in listed.splitlines():
+        release, _, uri = line.partition(" ")
+        if release == suite and uri:
+            return uri.rstrip("/")
+    raise ConfigError(
+        f"this machine's apt has no mirror for {suite}",
+        expected=f"a source for {suite} in its lists",
+        found=sorted({line.partition(" ")[0] for line in listed.splitlines()}),
+        hint="add it to apt's sources and run apt-get update, or give the recipe's mirror a `uri`",
+    )
 
 
 def _fetch(address: str) -> bytes:
@@ -60,16 +83,16 @@ def _fetch(address: str) -> bytes:
         raise Unavailable(
             f"the package mirror does not answer: {address}",
             found=str(error),
-            hint="check the address in the recipe, and the proxy settings of this machine",
+            hint="check its address, and the proxy settings of this machine",
         ) from error
     return data
 
 
-def _date_of(data: bytes, mirror: Mirror) -> datetime:
+def _date_of(data: bytes, uri: str, suite: str) -> datetime:
     match = _DATE.search(data.decode("utf-8", "replace"))
     try:
         return email.utils.parsedate_to_datetime(match[1] if match else "")
     except ValueError as error:
         raise Unavailable(
-            f"{mirror.uri} does not serve a Debian suite {mirror.suite}", expected="a Date line"
+            f"{uri} does not serve a Debian suite {suite}", expected="a Date line"
         ) from error

@@ -39,9 +39,12 @@ _UNITS: Final = {"MiB": 1024**2, "GiB": 1024**3}
 
 @dataclass(frozen=True)
 class Mirror:
-    """One package source: a suite of a Debian mirror, and components of it."""
+    """One package source: a suite of a Debian mirror, and components of it.
 
-    uri: str
+    Without a uri it is the mirror that this machine's own apt has for the suite.
+    """
+
+    uri: str | None
     suite: str
     components: tuple[str, ...]
 
@@ -224,10 +227,10 @@ def _mirrors(value: object) -> tuple[Mirror, ...]:
     mirrors = []
     for item in _list("mirrors", value):
         entry = _mapping("a mirror", item)
-        _keys("a mirror", entry, frozenset({"uri", "suite", "components"}), frozenset())
+        _keys("a mirror", entry, frozenset({"suite", "components"}), frozenset({"uri"}))
         mirrors.append(
             Mirror(
-                _matching("uri", entry["uri"], _URI, "an http(s) address").rstrip("/"),
+                _uri(entry["uri"]) if "uri" in entry else None,
                 _matching("suite", entry["suite"], _WORD, "a suite such as bookworm"),
                 _strings("components", entry["components"], _WORD, "components such as main"),
             )
@@ -246,6 +249,10 @@ def _arguments_for(value: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
         )
         for package, words in sorted(_mapping(where, value).items())
     )
+
+
+def _uri(value: object) -> str:
+    return _matching("uri", value, _URI, "an http(s) address").rstrip("/")
 
 
 def _files(value: object) -> tuple[RecipeFile, ...]:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from provisioner.errors import NotFound, RequestError
+from provisioner.errors import ConfigError, NotFound, RequestError
+from provisioner.imaging.mirrors import state_of
 from provisioner.imaging.recipe import find_recipe, load_recipe, parse_recipe
 
 GOOD: dict[str, Any] = {
@@ -100,7 +101,7 @@ def test_missing_key_is_named(key: str) -> None:
         ("kernel_arguments_for", {"linux image": []}),
         ("kernel_arguments_for", {"linux-image-amd64": ["a b"]}),
         ("mirrors", []),
-        ("mirrors", [{"uri": "http://x.test"}]),
+        ("mirrors", [{"uri": "http://x.test", "components": ["main"]}]),
         ("mirrors", [GOOD["mirrors"][0] | {"uri": "http://x.test/ [trusted=yes]"}]),
         ("mirrors", [GOOD["mirrors"][0] | {"suite": "bookworm main"}]),
         ("packages", "bash"),
@@ -155,3 +156,12 @@ def test_unknown_name_gets_the_known_ones() -> None:
         find_recipe("debain-12")
     assert "debian-12" in str(caught.value.expected)
     assert caught.value.hint == "did you mean 'debian-12'?"
+
+
+def test_a_mirror_without_uri_is_the_one_of_this_machines_apt() -> None:
+    bare = GOOD | {"mirrors": [{"suite": "no-such-suite", "components": ["main"]}]}
+    recipe = parse_recipe(yaml.safe_dump(bare))
+    assert recipe.mirrors[0].uri is None
+    with pytest.raises(ConfigError, match="no mirror for no-such-suite") as caught:
+        state_of(recipe.mirrors)
+    assert caught.value.hint

@@ -71,7 +71,6 @@ def deployed_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         for operation in deploy(site, fleet.names, older.name).values():
             reached(site, operation, "succeeded")
         yield fleet
-    shutil.rmtree(directory)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Machines that nobody knows are discovered, confirmed, and then inspected beside another
 site's DHCP server."""
 
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,12 +15,14 @@ from provisioner.errors import Conflict
 from provisioner.lab import LabHost
 from provisioner.lab.site import PROFILE, Site, host_document
 from tests.lab.sites import (
+    BOOT_LIMIT,
     MIB,
     OLD_SYSTEM,
     a_site,
     disk_digest,
     disk_path,
     host_of,
+    publish_tiny,
     put_old_system,
     reached,
     restart_with,
@@ -59,8 +60,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     ]
     with a_site(directory, hosts, {"discovery": {"enabled": True}}) as site:
         put_old_system(disk_path(site, "lab-1"))
+        publish_tiny(site, directory, "1")
         yield site
-    shutil.rmtree(directory)
 
 
 @pytest.fixture
@@ -113,6 +114,7 @@ def test_unknown_machines_appear_with_their_inventory_and_wait_to_be_confirmed(s
         site.lab.power(name, "on")
     for name in ("lab-1", "lab-2"):
         until(f"{name} is discovered", partial(_is_discovered, site, name), FOUND_LIMIT)
+    start = len(site.lab.console("lab-1"))
 
     for name, firmware in (("lab-1", "bios"), ("lab-2", "uefi")):
         machine, host = site.lab.host(name), discovered(site, name)
@@ -129,12 +131,11 @@ def test_unknown_machines_appear_with_their_inventory_and_wait_to_be_confirmed(s
         assert [nic["mac"] for nic in inventory["nics"]] == [machine.mac]
         assert "bmc_address" in inventory
         with site.client() as client, pytest.raises(Conflict, match="confirm"):
-            client.deploy([host["name"]], "any@1")
+            client.deploy([host["name"]], "tiny@1")
 
     # It was looked at, and that was all: now its own system runs, though it asked again.
-    start = site.lab.console("lab-1").find("--- lab: boot 2")
-    says(site, "lab-1", OLD_SYSTEM, start=max(start, 0))
-    assert "vmlinuz" not in site.lab.console("lab-1").partition("--- lab: boot 2")[2]
+    until("lab-1 runs its own system", lambda: OLD_SYSTEM in site.lab.console("lab-1"), BOOT_LIMIT)
+    assert "vmlinuz" not in site.lab.console("lab-1")[start:]
     assert disk_digest(disk_path(site, "lab-1")) == before
 
 
@@ -149,7 +150,6 @@ def test_field_17_a_confirmed_host_is_inspected_beside_another_dhcp_server(
         bmc = host_document(machine)["bmc"]
         changes = {"new_name": name, "bmc": bmc, "profile": PROFILE}
         client.confirm_host(found["name"], changes)
-        assert client.power(name, "status") == "off"
     assert host_of(site, name)["is_confirmed"]
     restart_with(site, {"dhcp": {"mode": "proxy", "range_start": "", "range_end": ""}})
 
@@ -159,11 +159,8 @@ def test_field_17_a_confirmed_host_is_inspected_beside_another_dhcp_server(
     ended = reached(site, operation, "succeeded")
     address = ended["evidence"]["agent_address"]
     assert address in [f"10.77.0.{last}" for last in range(50, 61)], "the other server's"
-    said = site.lab.console("lab-1")[start:]
-    assert "/boot/ipxe" in said
+    assert "/boot/ipxe" in site.lab.console("lab-1")[start:]
     assert machine.mac in other_dhcp_server.read_text()
     assert any("deploy ramdisk" in line for line in timeline(site, name))
-    # And back to its disk, with no ramdisk on the way.
-    second = said.count("--- lab: boot ")
+    # And back to its disk.
     says(site, "lab-1", OLD_SYSTEM, start=start)
-    assert second >= 1

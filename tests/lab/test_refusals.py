@@ -4,7 +4,6 @@ The hosts here carry a system of one boot sector, so that "untouched" can mean e
 and the releases are small, so that a boot takes seconds.
 """
 
-import shutil
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -66,7 +65,6 @@ def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         for host in site.lab.hosts:
             site.enrol(host)
         yield site
-    shutil.rmtree(directory)
 
 
 @pytest.fixture

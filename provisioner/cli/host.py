@@ -19,7 +19,7 @@ COLUMNS = ["name", "state", "release_name", "operation.phase", "flags", "profile
 WIDE = ["id", "macs", "bmc.address", "local_boot", "serial", "generation", "created_at"]
 EVENT_COLUMNS = ["at", "source", "text"]
 HIDDEN = ["inventory"]
-_LOCAL_BOOT = click.Choice(("exit", "sanboot", "404"))
+_LOCAL_BOOT = click.Choice(("auto", "exit", "sanboot", "404"))
 _BMC_PASSWORD = "File with the BMC's password; - is standard input. Default: a prompt."
 
 
@@ -39,7 +39,7 @@ def host() -> None:
 @click.option(
     "--local-boot",
     type=_LOCAL_BOOT,
-    default="exit",
+    default="auto",
     show_default=True,
     help="How it is told to boot its disk.",
 )

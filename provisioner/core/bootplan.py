@@ -38,7 +38,7 @@ class KnownHost:
     id: HostId
     name: str
     macs: tuple[str, ...]
-    local_boot: LocalBoot = LocalBoot.EXIT
+    local_boot: LocalBoot = LocalBoot.AUTO
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Ramdisk:
 
     digest: str
     ticket: Secret
-    local_boot: LocalBoot = LocalBoot.EXIT
+    local_boot: LocalBoot = LocalBoot.AUTO
     console: tuple[str, ...] = ("ttyS0,115200",)
     arguments: tuple[str, ...] = ()
 
@@ -105,7 +105,7 @@ def plan_boot(
     if known is None:
         if discovery:
             return Inspect(asking.mac)
-        return LocalDisk(LocalBoot.EXIT, "no host with this MAC is managed here")
+        return LocalDisk(LocalBoot.AUTO, "no host with this MAC is managed here")
     if asking.mac not in known.macs:
         return LocalDisk(known.local_boot, f"{asking.mac} is not a MAC of {known.name}")
     refusal = _why_ticket_refused(known, ticket, now)

@@ -46,8 +46,13 @@ class BootDevice(StrEnum):
 
 
 class LocalBoot(StrEnum):
-    """How a host is told to boot its own disk; firmwares differ in what they survive."""
+    """How a host is told to boot its own disk; firmwares differ in what they survive.
 
+    AUTO is EXIT under BIOS and SANBOOT under UEFI, as iPXE finds itself: a UEFI firmware
+    that is left by `exit` tries every other network entry first, for minutes.
+    """
+
+    AUTO = "auto"
     EXIT = "exit"
     SANBOOT = "sanboot"
     NOT_FOUND = "404"

@@ -79,7 +79,7 @@ def render_boot_script(plan: LocalDisk | Ramdisk, urls: BootUrls) -> str:
 
 def _disk(method: LocalBoot, urls: BootUrls) -> dict[str, object]:
     values: dict[str, object] = {"local_boot": constant(method.value)}
-    if method is LocalBoot.SANBOOT:
+    if method in (LocalBoot.AUTO, LocalBoot.SANBOOT):
         host = urls.tftp or urlsplit(base_url(urls.boot, scheme="http")).hostname or ""
         values |= {"tftp": word(host), "disk_file": constant(DISK_FILE)}
     return values

@@ -82,7 +82,7 @@ class BootService:
         hosts = tx.hosts_with_mac(request.mac)
         if len(hosts) > 1:
             names = ", ".join(host.name for host in hosts)
-            return LocalDisk(LocalBoot.EXIT, f"this MAC is known for {names}"), hosts[0]
+            return LocalDisk(LocalBoot.AUTO, f"this MAC is known for {names}"), hosts[0]
         host = hosts[0] if hosts else None
         if host is not None and (doubt := self._identity_doubt(tx, request, host)):
             return LocalDisk(host.local_boot, doubt), host
@@ -124,12 +124,12 @@ class BootService:
 
     def _begin_inspection(self, request: BootRequest, host: Host | None, source: str) -> BootPlan:
         if self._ramdisks.newest_or_none() is None:
-            return LocalDisk(LocalBoot.EXIT, "there is no ramdisk to inspect it with")
+            return LocalDisk(LocalBoot.AUTO, "there is no ramdisk to inspect it with")
         now = self._clock()
         with self._store.begin() as tx:
             waiting = [known for known in tx.hosts(limit=100_000) if not known.is_confirmed]
             if host is None and len(waiting) >= self._discovered_hosts_max:
-                return LocalDisk(LocalBoot.EXIT, "too many discovered hosts await confirmation")
+                return LocalDisk(LocalBoot.AUTO, "too many discovered hosts await confirmation")
             if host is None:
                 host = _discovered(request, now)
                 tx.add_host(host)
@@ -191,7 +191,7 @@ def _discovered(request: BootRequest, now: datetime) -> Host:
         state=HostState.ENROLLED,
         macs=(request.mac,),
         firmware=request.firmware,
-        local_boot=LocalBoot.EXIT,
+        local_boot=LocalBoot.AUTO,
         uuid=uuid if uuid and uuid not in EMPTY_UUIDS else None,
         serial=request.serial,
         profile=None,

@@ -40,7 +40,7 @@ class HostSpec:
     uuid: str | None = None
     serial: str | None = None
     profile: str | None = None
-    local_boot: LocalBoot = LocalBoot.EXIT
+    local_boot: LocalBoot = LocalBoot.AUTO
     labels: Mapping[str, str] = field(default_factory=dict)
 
 

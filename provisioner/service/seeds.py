@@ -113,7 +113,7 @@ def _example_host(profile: str) -> Host:
         state=HostState.ENROLLED,
         macs=("02:00:00:00:00:01",),
         firmware=None,
-        local_boot=LocalBoot.EXIT,
+        local_boot=LocalBoot.AUTO,
         uuid="00000000-0000-4000-8000-000000000001",
         serial="EXAMPLE",
         profile=profile,

@@ -93,4 +93,4 @@ def _answer(decide: Callable[[], BootPlan], urls: BootUrls) -> BootAnswer:
         # A bug, or a database that is away: the host boots its disk all the same.
         log.exception("boot request not decided")
         reason = "the service failed"
-    return answer_boot(LocalDisk(LocalBoot.EXIT, reason), urls)
+    return answer_boot(LocalDisk(LocalBoot.AUTO, reason), urls)

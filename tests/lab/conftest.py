@@ -65,9 +65,7 @@ def deployed_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         fleet = Fleet(site, older, newer)
         put_old_system(disk_path(site, fleet.stranger))
         for host in site.lab.hosts[:2]:
-            # A UEFI that is sent on by `exit` tries IPv6 and HTTP for minutes first.
-            way = "sanboot" if host.firmware == "uefi" else "exit"
-            site.enrol(host, local_boot=way)
+            site.enrol(host)
         for operation in deploy(site, fleet.names, older.name).values():
             reached(site, operation, "succeeded")
         yield fleet

@@ -23,7 +23,13 @@ from provisioner.web.files import ACCEL_PREFIX
 from tests.parts.http_listener import listening
 from tests.parts.service_site import Agent, Site, inventory, mac
 
-LOCAL_DISK = "#!ipxe\nexit 1\n"
+LOCAL_DISK = """#!ipxe
+iseq ${platform} efi && goto efi ||
+exit 1
+:efi
+chain tftp://10.77.0.1/disk.efi ||
+exit 1
+"""
 
 
 @dataclass(frozen=True)

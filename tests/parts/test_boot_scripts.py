@@ -43,6 +43,7 @@ NETWORK = NetbootConfig(
 ISOLATED = replace(NETWORK, gateway=None, dns=())
 
 CASES = {
+    "ipxe/local_by_itself.ipxe": render_boot_script(LocalDisk(LocalBoot.AUTO, ""), URLS),
     "ipxe/local_by_exit.ipxe": render_boot_script(LocalDisk(LocalBoot.EXIT, ""), URLS),
     "ipxe/local_by_sanboot.ipxe": render_boot_script(LocalDisk(LocalBoot.SANBOOT, ""), URLS),
     "ipxe/local_by_404.ipxe": render_boot_script(LocalDisk(LocalBoot.NOT_FOUND, ""), URLS),

@@ -42,7 +42,7 @@ class HostIn(_In):
     uuid: Text | None = None
     serial: Text | None = None
     profile: Text | None = None
-    local_boot: LocalBoot = LocalBoot.EXIT
+    local_boot: LocalBoot = LocalBoot.AUTO
     labels: Labels = Field(default_factory=dict)
 
 

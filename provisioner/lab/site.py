@@ -284,6 +284,17 @@ def lab_profile(ssh_key: Path, *, soak_s: float = 2) -> dict[str, Any]:
             ],
             "ssh_pwauth": False,
         },
+        # No router in the lab: waiting for one would cost each boot some seconds.
+        "network": {
+            "version": 2,
+            "ethernets": {
+                "nic0": {
+                    "match": {"macaddress": "${host.mac}"},
+                    "dhcp4": True,
+                    "accept-ra": False,
+                }
+            },
+        },
         "disk": {"bus": "virtio", "size_min_bytes": 3 * 1024**3},
         "health": {
             "soak_s": soak_s,

@@ -21,8 +21,11 @@ _MEANINGLESS: Final = frozenset(
 )
 
 
-def inventory(root: str = "/") -> dict[str, Any]:
-    """Return the inventory as the service expects it. Never raises for what is missing."""
+def inventory(root: str = "/", *, bmc_address: str | None = None) -> dict[str, Any]:
+    """Return the inventory as the service expects it. Never raises for what is missing.
+
+    bmc_address is what the BMC itself says; nothing in /sys tells it.
+    """
     dmi = os.path.join(root, "sys/class/dmi/id")
     return {
         "cpu": _cpu(root),
@@ -34,7 +37,7 @@ def inventory(root: str = "/") -> dict[str, Any]:
         "model": _meaningful(read_text(f"{dmi}/product_name")),
         "disks": [disk.as_dict() for disk in disks(root)],
         "nics": _nics(root),
-        "bmc_address": None,
+        "bmc_address": bmc_address,
     }
 
 

@@ -8,6 +8,7 @@ import sys
 import traceback
 from typing import Any, Final, NoReturn
 
+from provisioner.agent.bmc import BmcQuestion
 from provisioner.agent.boot_args import COMMAND_LINE, BootArgs, parse_boot_args
 from provisioner.agent.client import PATIENCE_S, REPORT_PATIENCE_S, ServiceClient
 from provisioner.agent.console import say, since_start_s
@@ -34,11 +35,13 @@ def main() -> NoReturn:
     """Run once, then restart the host."""
     ending = "reboot"
     try:
+        bmc = BmcQuestion()
+        bmc.start()
         # /init brings drivers and network up meanwhile, and closes our input when it is done.
         sys.stdin.buffer.read(INPUT_BYTES_MAX)
         with open(COMMAND_LINE, encoding="ascii") as file:
             args = parse_boot_args(file.read())
-        ending = run(args)
+        ending = run(args, bmc)
     except ProvisionerError as error:
         _show(error)
         pause(PAUSE_AFTER_FAILURE_S)
@@ -48,14 +51,15 @@ def main() -> NoReturn:
     restart(ending)
 
 
-def run(args: BootArgs) -> str:
+def run(args: BootArgs, bmc: BmcQuestion) -> str:
     """Do what the service wants of this host; return "reboot" or "poweroff".
 
     Raises ProvisionerError when it did not work out; the service was told, if it could be.
     """
     started_s = since_start_s()
     client = ServiceClient(args.agent, CA_FILE)
-    session = say_hello(client, args.ticket, inventory(), patience_s=HELLO_PATIENCE_S)
+    found = inventory(bmc_address=bmc.answer())
+    session = say_hello(client, args.ticket, found, patience_s=HELLO_PATIENCE_S)
     say(f"{session.operation}: {session.kind} of {session.host}")
     if session.kind == "inspection":
         return session.then

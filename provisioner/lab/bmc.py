@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from provisioner.errors import DeviceError
-from provisioner.lab.model import Host
+from provisioner.lab.model import INBAND_PORT, Host
 
 IPMI_SIM: Final = "ipmi_sim"
 START_LIMIT: Final = timedelta(seconds=10)
@@ -32,7 +32,9 @@ set_working_mc 0x20
     allowed_auths_operator md5
     allowed_auths_admin md5
     guid {guid}
+    lan_config_program "./lan"
   endlan
+  serial kcs {address} {inband_port} codec VM
   chassis_control "./chassis 0x20"
   user 1 false "" "" callback 1 none
   user 2 true "{user}" "{password}" admin 16 md5
@@ -57,6 +59,22 @@ echo "$$ $2 $3 $4" >request
 while read -r id verdict value <&4; do [ "$id" = "$$" ] && break; done
 [ "$verdict" = ok ] || exit 1
 [ -z "$value" ] || echo "$3:$value"
+"""
+
+# Run by ipmi_sim when the host, or somebody by the network, asks for the LAN configuration.
+# ipmi_sim takes no address from its own `addr`.
+LAN: Final = """\
+#!/bin/sh
+[ "$1" = get ] && shift || exit 0
+for name; do
+  case $name in
+    ip_addr) echo "$name:{address}" ;;
+    ip_addr_src) echo "$name:static" ;;
+    subnet_mask) echo "$name:255.0.0.0" ;;
+    *mac_addr) echo "$name:00:00:00:00:00:00" ;;
+    *) echo "$name:0.0.0.0" ;;
+  esac
+done
 """
 
 SET_BOOT_OPTIONS: Final = re.compile(rb"netfn=0x0 cmd=0x8 ")
@@ -126,12 +144,14 @@ class SimulatedBmc:
             user=bmc.user,
             password=bmc.password,
             guid=self._host.uuid.replace("-", ""),
+            inband_port=INBAND_PORT,
         )
         (self._directory / "lan.conf").touch(mode=0o600)
         (self._directory / "lan.conf").write_text(configuration)
         (self._directory / "sim.emu").write_text(EMULATION)
-        (self._directory / "chassis").write_text(CHASSIS)
-        (self._directory / "chassis").chmod(0o700)
+        for name, text in (("chassis", CHASSIS), ("lan", LAN.format(address=bmc.address))):
+            (self._directory / name).write_text(text)
+            (self._directory / name).chmod(0o700)
         os.mkfifo(self._directory / "request", 0o600)
         os.mkfifo(self._directory / "answer", 0o600)
 

@@ -27,6 +27,8 @@ SOCKET: Final = "holder.sock"
 BRIDGE: Final = "br0"
 BRIDGE_ADDRESS: Final = "10.77.0.1"
 BMC_PORT: Final = 623
+# Where a host's BMC waits for its QEMU, which stands for the wires on the board.
+INBAND_PORT: Final = 9623
 BMC_USER: Final = "admin"
 # IPMI 1.5 takes 16 bytes of password, IPMI 2.0 takes 20; 16 letters are 95 bits.
 BMC_PASSWORD_LENGTH: Final = 16

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from provisioner.lab.model import Accel, Disk, Host
+from provisioner.lab.model import INBAND_PORT, Accel, Disk, Host
 
 QEMU: Final = "qemu-system-x86_64"
 OVMF_CODE: Final = "/usr/share/OVMF/OVMF_CODE_4M.fd"
@@ -51,6 +51,7 @@ def command(
         *("-chardev", f"socket,id=qmp,fd={qmp_handle}"),
         *("-mon", "chardev=qmp,mode=control"),
         *("-device", "virtio-rng-pci"),
+        *_inband_bmc(host),
         *_nic(host, network_index),
         *[
             part
@@ -77,6 +78,19 @@ def _smbios(host: Host) -> str:
         f"type=1,manufacturer={host.manufacturer},product={host.product},"
         f"serial={host.serial},uuid={host.uuid}"
     )
+
+
+def _inband_bmc(host: Host) -> list[str]:
+    """Connect the host with its BMC from within, as a board does.
+
+    `reconnect` lets a host start, and stay up, while its BMC is away.
+    """
+    where = f"host={host.bmc.address},port={INBAND_PORT}"
+    return [
+        *("-chardev", f"socket,id=bmc,{where},reconnect=1"),
+        *("-device", "ipmi-bmc-extern,id=bmc0,chardev=bmc"),
+        *("-device", "isa-ipmi-kcs,bmc=bmc0"),
+    ]
 
 
 def _nic(host: Host, boot_index: int) -> list[str]:

@@ -169,9 +169,6 @@ class LimitSettings:
         types.whole(1, 600), 20, "longest exchange with a BMC before its process is killed"
     )
     ticket_s: int = _setting(types.whole(10, 7 * _DAY_S), 3600, "lifetime of a boot ticket")
-    timeline_events_max: int = _setting(
-        types.whole(10, 1_000_000), 10_000, "events kept for each host"
-    )
 
 
 @dataclass(frozen=True)

@@ -139,5 +139,5 @@ def test_a_host_without_a_bmc_is_not_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("device", ["no-such-device", "/dev/null"])
 def test_a_device_that_is_none_is_an_error_that_the_question_swallows(device: str) -> None:
-    with pytest.raises(OSError):
+    with pytest.raises(OSError):  # noqa: PT011 - which one is the kernel's choice
         lan_address(device, time.monotonic() + 1)

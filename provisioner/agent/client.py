@@ -3,6 +3,7 @@
 It asks and repeats; what the answers mean is decided elsewhere.
 """
 
+import itertools
 import json
 import threading
 from typing import Any, Final
@@ -39,14 +40,22 @@ class ServiceClient:
         """Send this token with every request from now on."""
         self._token = token
 
-    def post(self, path: str, body: dict[str, Any], *, patience_s: float) -> dict[str, Any]:
+    def post(
+        self, path: str, body: dict[str, Any], *, patience_s: float, counts_attempts: bool = False
+    ) -> dict[str, Any]:
         """Send JSON, return JSON; try again while nobody answers.
 
-        Raises ServiceUnreachable after patience_s seconds, and ServiceRefused with the
-        service's own code in `found` when it says no.
+        With counts_attempts each try carries its number, from 1 on, as "attempt". Raises
+        ServiceUnreachable after patience_s seconds, and ServiceRefused with the service's own
+        code in `found` when it says no.
         """
+        numbers = itertools.count(1)
+
+        def once() -> tuple[int, bytes]:
+            return self._once(path, {**body, "attempt": next(numbers)} if counts_attempts else body)
+
         try:
-            status, data = keep_trying(lambda: self._once(path, body), patience_s=patience_s)
+            status, data = keep_trying(once, patience_s=patience_s)
         except OutOfPatience as error:
             raise ServiceUnreachable(
                 f"the service did not answer {path} for {patience_s:.0f} s", found=str(error)

@@ -25,7 +25,14 @@ from provisioner.agent.layout import (
     read_table,
 )
 from provisioner.agent.permission import Permission
-from provisioner.agent.problems import HostUnfit, ImageUnfit, ReadBackMismatch, SeedUnfit
+from provisioner.agent.problems import (
+    HostUnfit,
+    ImageUnfit,
+    ReadBackMismatch,
+    SeedGone,
+    SeedUnfit,
+    ServiceRefused,
+)
 from provisioner.agent.progress import Progress
 from provisioner.agent.session import Session
 from provisioner.agent.trust import trusted_manifest
@@ -36,6 +43,8 @@ from provisioner.errors import ConfigError
 
 SEED: Final = "/agent/v1/seed"
 SEED_FILES: Final = ("meta-data", "user-data", "vendor-data", "network-config")
+# The service's own code for a seed that was handed out before.
+SEED_HAS_LEFT: Final = "gone"
 SIGNATURE_BYTES_MAX: Final = 4096
 THREADS_MIN: Final = 4
 THREADS_MAX: Final = 16
@@ -158,8 +167,11 @@ class _Deployment:
         with self._progress.stage("read_back"):
             self._job.read_back()
         with self._progress.stage("finish"):
+            self._write_behind_table(layout, first)
+            # The seed leaves the service once, so it is asked for late. Only the tables follow:
+            # firmware boots by either of them, and nothing may boot without its seed.
             self._write_seed(layout)
-            self._write_table(layout, first)
+            self._write_tables(layout)
 
     def _question(self) -> dict[str, Any]:
         names = ("name", "serial", "wwn", "size_bytes")
@@ -179,18 +191,34 @@ class _Deployment:
         self._file.zero(end - TAIL_BYTES, TAIL_BYTES)
         self._file.flush()
 
-    def _write_seed(self, layout: Layout) -> None:
-        answer = self._client.post(
-            SEED, {"generation": self._session.generation}, patience_s=PATIENCE_S
-        )
-        image = seed_image(answer)
-        self._write_checked(image, layout.cidata_at, "CIDATA")
-
-    def _write_table(self, layout: Layout, first: bytes) -> None:
-        """Write the backup table, the rest of the first chunk, and at last the table itself."""
-        self._write_checked(layout.backup, layout.backup_at, "the backup partition table")
+    def _write_behind_table(self, layout: Layout, first: bytes) -> None:
         if rest := first[len(layout.head) :]:
             self._write_checked(rest, len(layout.head), "the space behind the partition table")
+
+    def _write_seed(self, layout: Layout) -> None:
+        image = seed_image(self._fetch_seed())
+        self._write_checked(image, layout.cidata_at, "CIDATA")
+
+    def _fetch_seed(self) -> dict[str, Any]:
+        body = {"generation": self._session.generation}
+        try:
+            return self._client.post(SEED, body, patience_s=PATIENCE_S)
+        except ServiceRefused as error:
+            if error.found != SEED_HAS_LEFT:
+                raise
+            raise SeedGone(
+                "the seed has left the service, and did not arrive here; the image is on the "
+                "disk, without a partition table to boot by",
+                host=self._session.host,
+                expected="the seed, which is handed out once for each operation",
+                found="an answer that was lost on its way, or that went to somebody else",
+                hint="reimage the host again: what is on its disk is not fetched again. Had "
+                "neither service nor network trouble just now, see the audit log: seed.taken",
+            ) from error
+
+    def _write_tables(self, layout: Layout) -> None:
+        """Write the backup table, and at last the table itself."""
+        self._write_checked(layout.backup, layout.backup_at, "the backup partition table")
         self._write_checked(layout.head, 0, "the partition table")
         if read_table(self._file.read(HEAD_BYTES, 0)) != layout.table:
             raise ReadBackMismatch("the partition table on the disk is not the one written")

@@ -93,6 +93,12 @@ class SeedUnfit(DeviceError):
     code = "seed_unfit"
 
 
+class SeedGone(DeviceError):
+    """The seed has left the service already: its answer to us was lost, or others have it."""
+
+    code = "seed_gone"
+
+
 class BootArguments(DeviceError):
     """The kernel command line lacks what the agent needs."""
 
@@ -115,5 +121,6 @@ AGENT_PROBLEMS: tuple[type[ProvisionerError], ...] = (
     DiskFailed,
     ReadBackMismatch,
     SeedUnfit,
+    SeedGone,
     BootArguments,
 )

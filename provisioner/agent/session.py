@@ -1,5 +1,6 @@
 """What the service told this agent to do: the answer to its hello, checked."""
 
+import os
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,7 +11,8 @@ from provisioner.core.disks import DiskRule
 from provisioner.core.manifest import is_digest
 
 HELLO: Final = "/agent/v1/hello"
-AGENT_VERSION: Final = "1"
+AGENT_VERSION: Final = "2"
+SECRET_BYTES: Final = 32
 HEARTBEAT_MIN_S: Final = 1.0
 HEARTBEAT_MAX_S: Final = 60.0
 KINDS: Final = frozenset({"deployment", "inspection"})
@@ -37,11 +39,18 @@ def say_hello(
 ) -> Session:
     """Trade the boot ticket for a session; the client holds the token from here on.
 
-    Raises ServiceUnreachable, ServiceRefused (a wrong or used ticket, among others), and
-    RequestError for a disk rule that we do not understand.
+    The ticket is used up by the first hello that arrives. Should its answer be lost, a secret
+    that only this call knows lets the service answer a further try. Raises ServiceUnreachable,
+    ServiceRefused (a wrong or used ticket, among others), and RequestError for a disk rule
+    that we do not understand.
     """
-    body = {"ticket": ticket, "inventory": inventory, "agent_version": AGENT_VERSION}
-    answer = client.post(HELLO, body, patience_s=patience_s)
+    body = {
+        "ticket": ticket,
+        "inventory": inventory,
+        "agent_version": AGENT_VERSION,
+        "session": os.urandom(SECRET_BYTES).hex(),
+    }
+    answer = client.post(HELLO, body, patience_s=patience_s, counts_attempts=True)
     token = answer.get("token")
     if not isinstance(token, str) or not token:
         raise ServiceRefused("the service's answer to hello holds no token")

@@ -1,5 +1,6 @@
 """What an agent or a reporter sent, taken out with its type checked. Decides nothing."""
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
@@ -8,8 +9,36 @@ from provisioner.core.model import Event, Host, Json, Operation
 from provisioner.errors import RequestError
 
 TEXT_MAX: Final = 2000
+# 32 random bytes as hexadecimal digits.
+SESSION_LENGTH: Final = 64
+ATTEMPTS_MAX: Final = 1_000_000
 DISKS_MAX: Final = 256
 LIST_MAX: Final = 50
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What opens a session. session is what the ramdisk drew at its start, and no other knows;
+    attempt counts its tries to say hello."""
+
+    ticket: str
+    inventory: Json
+    session: str | None
+    attempt: int
+
+    def __repr__(self) -> str:
+        """Leave the secrets out."""
+        return f"Hello(attempt={self.attempt})"
+
+
+def hello_in(body: Json) -> Hello:
+    """Return the hello. Raises RequestError for what no agent of ours would send."""
+    session, attempt = body.get("session"), body.get("attempt", 1)
+    if session is not None and not (isinstance(session, str) and len(session) == SESSION_LENGTH):
+        raise RequestError("the session is not one", expected=f"{SESSION_LENGTH} digits")
+    if type(attempt) is not int or not 1 <= attempt <= ATTEMPTS_MAX:
+        raise RequestError("the attempt is not one", expected="a number from 1 on", found=attempt)
+    return Hello(text_in(body, "ticket"), inventory_in(body), session, attempt)
 
 
 def inventory_in(body: Json) -> Json:

@@ -23,7 +23,7 @@ from provisioner.core.model import (
 )
 from provisioner.errors import Gone, TrustError
 
-from .agent_bodies import TEXT_MAX, event_of, inventory_in, number_in, object_in, text_in
+from .agent_bodies import TEXT_MAX, Hello, event_of, hello_in, number_in, object_in, text_in
 from .chance import Derived, digest_of, new_token
 from .homecoming import Homecoming
 from .identity import TicketRefused as TicketRefused
@@ -35,6 +35,8 @@ HEARTBEAT_S: Final = 3
 PERMISSION_S: Final = 30
 TOKEN_LIFETIME: Final = timedelta(hours=6)
 AGENT: Final = "agent"
+# Where an operation's evidence keeps the session that used its ticket.
+SESSION: Final = "agent_session"
 
 
 class TokenRefused(TrustError):
@@ -69,61 +71,65 @@ class AgentSessions:
     def hello(self, body: Json, source: str) -> Json:
         """Consume the ticket, save the inventory, and return what to do with a token for it.
 
-        Raises TicketRefused for a ticket that is unknown, used, expired or another host's.
+        The answer may be lost: until something was permitted, the session that used the
+        ticket is answered anew. Raises TicketRefused for a ticket that is unknown, expired,
+        another host's, or used by another session.
         """
-        ticket_text = text_in(body, "ticket")
-        inventory = inventory_in(body)
+        said = hello_in(body)
         try:
-            return self._hello(ticket_text, inventory, source)
+            with self._store.begin() as tx:
+                return self._hello(tx, said, source)
         except TicketRefused as error:
-            self._note_refused_ticket(ticket_text, error, source)
+            self._note_refused_ticket(said.ticket, error, source)
             raise
 
-    def _hello(self, ticket_text: str, inventory: Json, source: str) -> Json:
+    def _hello(self, tx: Tx, said: Hello, source: str) -> Json:
         now = self._clock()
-        with self._store.begin() as tx:
-            ticket = self._live_ticket(tx, ticket_text, now)
-            operation = tx.operation(ticket.operation_id)
-            host = tx.host(operation.host_id)
-            check_identity(host, inventory)
-            if ticket.generation != operation.generation or not tx.consume_ticket(
-                ticket.digest, now
-            ):
-                raise _used(host.name)
-            token = new_token("at")
-            tx.add_agent_token(
-                AgentToken(
-                    digest_of(token.reveal()),
-                    operation.id,
-                    host.id,
-                    operation.generation,
-                    now + TOKEN_LIFETIME,
-                )
-            )
-            tx.save_host(with_inventory(host, inventory))
-            step = self._transitions.apply(
-                tx,
+        ticket, operation = self._known_ticket(tx, said.ticket)
+        host = tx.host(operation.host_id)
+        is_repeat = _is_repeat(ticket, operation, said)
+        if not is_repeat:
+            _check_ticket(ticket, host, now)
+        check_identity(host, said.inventory)
+        if is_repeat:
+            # What the lost answer held is of no use to anybody any more.
+            tx.revoke_operation(operation.id, now)
+        elif ticket.generation != operation.generation or not tx.consume_ticket(ticket.digest, now):
+            raise _used(host.name)
+        token = new_token("at")
+        tx.add_agent_token(
+            AgentToken(
+                digest_of(token.reveal()),
                 operation.id,
-                E.AGENT_SEEN,
-                generation=operation.generation,
-                actor=AGENT,
-                evidence={"agent_address": source},
+                host.id,
+                operation.generation,
+                now + TOKEN_LIFETIME,
             )
-            tx.add_event(event_of(now, "agent", "agent says hello", host, operation))
-            profile = self._pinned_profile(tx, operation)
-            disk = profile.document["disk"] if profile else None
-            return {
-                "operation": operation.id,
-                "generation": operation.generation,
-                "kind": operation.kind,
-                "host": host.name,
-                "token": token.reveal(),
-                "heartbeat_s": HEARTBEAT_S,
-                "release": step.operation.release,
-                "disk_rule": disk,
-                "boot_url": self._boot_url,
-                "then": "reboot",
-            }
+        )
+        tx.save_host(with_inventory(host, said.inventory))
+        step = self._transitions.apply(
+            tx,
+            operation.id,
+            E.REPORTED if is_repeat else E.AGENT_SEEN,
+            generation=operation.generation,
+            actor=AGENT,
+            evidence={"agent_address": source, SESSION: _session_record(said)},
+        )
+        text = "agent says hello again, without an answer yet" if is_repeat else "agent says hello"
+        tx.add_event(event_of(now, "agent", text, host, operation))
+        profile = self._pinned_profile(tx, operation)
+        return {
+            "operation": operation.id,
+            "generation": operation.generation,
+            "kind": operation.kind,
+            "host": host.name,
+            "token": token.reveal(),
+            "heartbeat_s": HEARTBEAT_S,
+            "release": step.operation.release,
+            "disk_rule": profile.document["disk"] if profile else None,
+            "boot_url": self._boot_url,
+            "then": "reboot",
+        }
 
     def authorise(self, token: str, body: Json) -> Json:
         """Return a permission to write, or raise WriteRefused. The host is saved as dirty,
@@ -273,7 +279,7 @@ class AgentSessions:
         """Judge the report of a freshly booted system. See `Homecoming`."""
         return self._homecoming.phone_home(body, source)
 
-    def _live_ticket(self, tx: Tx, text: str, now: datetime) -> Ticket:
+    def _known_ticket(self, tx: Tx, text: str) -> tuple[Ticket, Operation]:
         ticket = tx.ticket(digest_of(text))
         if ticket is None:
             raise TicketRefused(
@@ -281,17 +287,7 @@ class AgentSessions:
                 expected="the ticket of an open operation",
                 found="an unknown one",
             )
-        if ticket.consumed_at is not None:
-            raise _used(tx.host(ticket.host_id).name)
-        if not ticket.is_live(now):
-            raise TicketRefused(
-                "this boot ticket has expired",
-                host=tx.host(ticket.host_id).name,
-                expected=f"before {ticket.expires_at.isoformat()}",
-                found=now.isoformat(),
-                hint="request the operation again",
-            )
-        return ticket
+        return ticket, tx.operation(ticket.operation_id)
 
     def _note_refused_ticket(self, ticket_text: str, error: TicketRefused, source: str) -> None:
         with self._store.begin() as tx:
@@ -352,6 +348,44 @@ class AgentSessions:
             raise TokenRefused("this operation writes no disk", host=host.name)
         disks = [Disk.from_dict(disk) for disk in host.inventory["disks"]]
         return choose_disk(DiskRule.parse(profile.document["disk"]), disks)
+
+
+def _is_repeat(ticket: Ticket, operation: Operation, said: Hello) -> bool:
+    """Say whether the ramdisk that used the ticket asks again, having got no answer.
+
+    A try that was overtaken by a later one is none: its answer goes to nobody, and would
+    take away the token that the later one got.
+    """
+    known = operation.evidence.get(SESSION) or {}
+    return (
+        ticket.consumed_at is not None
+        and said.session is not None
+        and operation.phase is Phase.PREPARING
+        and ticket.generation == operation.generation
+        and known.get("digest") == digest_of(said.session)
+        and said.attempt > int(known.get("attempt", 0))
+    )
+
+
+def _session_record(said: Hello) -> Json | None:
+    """Return what is kept of a session: its hash, as of every secret."""
+    if said.session is None:
+        return None
+    return {"digest": digest_of(said.session), "attempt": said.attempt}
+
+
+def _check_ticket(ticket: Ticket, host: Host, now: datetime) -> None:
+    """Raise TicketRefused for a ticket that was used, or has expired."""
+    if ticket.consumed_at is not None:
+        raise _used(host.name)
+    if not ticket.is_live(now):
+        raise TicketRefused(
+            "this boot ticket has expired",
+            host=host.name,
+            expected=f"before {ticket.expires_at.isoformat()}",
+            found=now.isoformat(),
+            hint="request the operation again",
+        )
 
 
 def _used(host: str) -> TicketRefused:

@@ -144,6 +144,8 @@ class Service:
     on_file: Callable[[str], None] = lambda _: None
     # Called before each call is answered; a number is the HTTP status to answer instead.
     on_call: Callable[[str, dict[str, Any]], int | None] = lambda _name, _body: None
+    # Called when a call was carried out, before its answer is sent; True cuts the connection.
+    loses: Callable[[str], bool] = lambda _name: False
     ended: threading.Event = field(default_factory=threading.Event)
 
     def told(self, name: str) -> list[dict[str, Any]]:
@@ -157,9 +159,7 @@ class Service:
         if status is not None:
             return status, {"status": status, "code": f"test_{status}", "detail": "as told"}
         if name == "hello":
-            if body["ticket"] != self.ticket:
-                return 403, {"code": "ticket", "detail": "the ticket is not valid"}
-            return 200, {**self.hello, "token": self.token, "boot_url": self.boot_url}
+            return self._hello(body)
         if token != f"Bearer {self.token}" or body["generation"] != self.hello["generation"]:
             return 403, {"code": "token", "detail": "not for you"}
         if name == "authorise":
@@ -175,6 +175,18 @@ class Service:
             "done": {"restart": "reboot"},
         }
         return 200, answers.get(name, {})
+
+    def _hello(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Answer a session's tries, each later one with a new token, and no other session."""
+        earlier = self.told("hello")[:-1]
+        if body["ticket"] != self.ticket or any(
+            known["session"] != body["session"] or known["attempt"] >= body["attempt"]
+            for known in earlier
+            if known["ticket"] == self.ticket
+        ):
+            return 403, {"code": "ticket", "detail": "the ticket is not valid"}
+        self.token = f"token-{len(earlier) + 1}"
+        return 200, {**self.hello, "token": self.token, "boot_url": self.boot_url}
 
 
 def deployment(release: Release, **changes: Any) -> dict[str, Any]:
@@ -281,6 +293,9 @@ def _call_handler(service: Service) -> type[BaseHTTPRequestHandler]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             name = self.path.removeprefix("/agent/v1/")
             status, value = service.answer(name, body, self.headers.get("Authorization", ""))
+            if service.loses(name):
+                self.close_connection = True
+                return
             data = json.dumps(value).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))

@@ -20,6 +20,7 @@ from provisioner.agent.problems import (
     ManifestDigest,
     ManifestSignature,
     PermissionRefused,
+    SeedGone,
     SeedUnfit,
     ServiceRefused,
 )
@@ -343,6 +344,53 @@ def test_a_seed_that_lacks_a_document_leaves_no_bootable_disk(
     with pytest.raises(SeedUnfit):
         rig.run()
     assert rig.disk.read_bytes()[:MIB] == bytes(MIB)
+
+
+def first_only(lost: str) -> Callable[[str], bool]:
+    """Lose the first answer to that call."""
+    seen: list[str] = []
+
+    def loses(name: str) -> bool:
+        seen.append(name)
+        return name == lost and seen.count(name) == 1
+
+    return loses
+
+
+def test_a_lost_answer_to_hello_does_not_cost_the_deployment(rig: Rig) -> None:
+    """The ticket is used up; the agent proves that it was the one who used it."""
+    rig.service.loses = first_only("hello")
+    rig.run()
+    lost, heard = rig.service.told("hello")
+    assert lost["session"] == heard["session"]
+    assert len(bytes.fromhex(lost["session"])) == 32
+    assert (lost["attempt"], heard["attempt"]) == (1, 2)
+
+
+def test_each_start_of_the_ramdisk_is_a_session_of_its_own(rig: Rig) -> None:
+    rig.run()
+    [first] = rig.service.told("hello")
+    rig.service.calls.clear()
+    rig.run()
+    [second] = rig.service.told("hello")
+    assert first["session"] != second["session"]
+
+
+def test_a_lost_seed_leaves_no_bootable_disk_and_says_what_to_do(rig: Rig) -> None:
+    """It leaves the service once. Both tables are missing, and the next try fetches nothing."""
+    rig.service.loses = first_only("seed")
+    with pytest.raises(SeedGone) as caught:
+        rig.run()
+    assert (caught.value.host, caught.value.code) == ("lab-1", "seed_gone")
+    assert "reimage" in str(caught.value.hint)
+    found = rig.disk.read_bytes()
+    assert found[: 34 * 512] == bytes(34 * 512)
+    assert found[-MIB:] == bytes(MIB)
+    rig.service.calls.clear()
+    rig.service.fetched.clear()
+    rig.run()
+    chunks = [path for path in rig.service.fetched if path.startswith("/chunks/")]
+    assert len(chunks) == 1
 
 
 def test_a_wrong_ticket_is_refused_at_once(rig: Rig) -> None:

@@ -210,8 +210,10 @@ def _be_child(part: Part, parent: int, ready_end: int) -> NoReturn:
     code = _BUG
     try:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # Ctrl-C reaches every process of the terminal at once. A part that died of it would
+        # not end its own children; the supervisor's SIGTERM ends it in order.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         die_with_parent(parent, part.death_signal)
         name_process(f"prov-{part.name}")
 

@@ -1,0 +1,54 @@
+"""What runs for a site ends with it, however its end comes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from provisioner.lab import Lab, LabHost
+from provisioner.lab.site import Site
+
+pytestmark = pytest.mark.lab
+LIMIT_S = 60.0
+
+
+def running_for(directory: Path) -> list[str]:
+    """Return the command line of every process that names this directory."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(directory) in line and file.parent.name != str(os.getpid()):
+            found.append(line)
+    return found
+
+
+def test_ctrl_c_ends_the_service_with_its_dnsmasq(tmp_path: Path) -> None:
+    """A terminal sends SIGINT to every process at once, the children included."""
+    with Lab.up(tmp_path / "lab", [LabHost("bios")]) as lab:
+        site = Site.create(tmp_path / "site", lab)
+        ready = tmp_path / "ready"
+        process = subprocess.Popen(
+            [
+                *lab.nsenter_argv(),
+                *(sys.executable, "-m", "provisioner", "serve", "--config", str(site.config)),
+                *("--only", "boot,tftp,dhcp,worker", "--ready-file", str(ready)),
+            ],
+            start_new_session=True,
+        )
+        ends_at = time.monotonic() + LIMIT_S
+        while not ready.exists():
+            assert process.poll() is None
+            assert time.monotonic() < ends_at
+            time.sleep(0.05)
+        assert any("dnsmasq" in line for line in running_for(site.directory))
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(LIMIT_S) == 0
+        assert running_for(site.directory) == []
+    assert running_for(tmp_path) == []

@@ -1,0 +1,90 @@
+"""The boot listener alone, as `provisioner serve` runs it, with hosts that wait to netboot.
+
+The hosts get there by the service's own decisions; nobody performs the effects, so that they
+stay there for as long as they are measured.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import provisioner
+from provisioner import wiring
+from provisioner.core.model import BmcAddress, Firmware, Secret
+from provisioner.errors import Unavailable
+from provisioner.lab.lab import Lab
+from provisioner.lab.site import PROFILE, Site, lab_profile
+from provisioner.service.hosts import HostSpec
+from script.bench_parts import servers
+
+ACTOR: Final = "bench"
+START_LIMIT: Final = timedelta(seconds=60)
+HOSTS: Final = 100
+IN_FLIGHT_MAX: Final = 2 * HOSTS
+
+
+def make_site(folder: Path, lab: Lab, version: str, say: Any) -> Site:
+    """Return a site with that version of `debian-12` published, for many hosts at a time."""
+    changes = {"limits": {"deployments_in_flight_max": IN_FLIGHT_MAX}}
+    site = Site.create(folder, lab, changes=changes, say=say)
+    site.publish(version)
+    return site
+
+
+def mac_of(number: int) -> str:
+    return f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"
+
+
+def queue_hosts(site: Site, release: str) -> None:
+    """Enrol the hosts and bring each to where a live boot ticket waits for it."""
+    service = wiring.build(site.settings)
+    try:
+        service.profiles.save(PROFILE, lab_profile(site.ssh_key), actor=ACTOR)
+        service.hosts.add_many([_spec(number) for number in range(HOSTS)], actor=ACTOR)
+        names = [f"bench-{number}" for number in range(HOSTS)]
+        service.operations.request_deployment(names, release, options={}, actor=ACTOR)
+        # One decision of the worker, and none of the performer's work.
+        wiring.worker(site.settings, service).start_queued()
+    finally:
+        service.close()
+
+
+def _spec(number: int) -> HostSpec:
+    bmc = BmcAddress("127.0.2.1", 623, "admin", Secret("not-a-bmc-of-anyone"))
+    return HostSpec(
+        f"bench-{number}", (mac_of(number),), bmc=bmc, firmware=Firmware.BIOS, profile=PROFILE
+    )
+
+
+@contextlib.contextmanager
+def boot_listener(site: Site) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the boot part alone in the lab's network."""
+    ready = site.directory / "bench-ready"
+    ready.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "provisioner", "serve", "--config", str(site.config)]
+    command += ["--only", "boot", "--ready-file", str(ready)]
+    root = str(Path(provisioner.__file__).parents[1])
+    with (site.directory / "bench-serve.log").open("ab") as log:
+        process = subprocess.Popen(
+            [*site.lab.nsenter_argv(), *command],
+            cwd=site.directory,
+            env={**os.environ, "PYTHONPATH": root},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        deadline = time.monotonic() + START_LIMIT.total_seconds()
+        while not ready.exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise Unavailable("the boot listener did not start", found=process.returncode)
+            time.sleep(0.05)
+        yield process
+    finally:
+        servers.stop(process)

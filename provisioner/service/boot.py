@@ -34,6 +34,7 @@ from .transitions import Transitions
 
 DISCOVERED_HOSTS_MAX_DEFAULT: Final = 100
 DISCOVERY_ACTOR: Final = "discovery"
+_TOO_MANY: Final = LocalDisk(LocalBoot.AUTO, "too many discovered hosts await confirmation")
 
 
 class BootService:
@@ -86,6 +87,9 @@ class BootService:
         host = hosts[0] if hosts else None
         if host is not None and (doubt := self._identity_doubt(tx, request, host)):
             return LocalDisk(host.local_boot, doubt), host
+        if host is None and (twin := self._twin(tx, request)) is not None:
+            reason = f"{request.mac} is no MAC of {twin.name}, whose UUID it has"
+            return LocalDisk(twin.local_boot, reason), twin
         known = KnownHost(host.id, host.name, host.macs, host.local_boot) if host else None
         offer = self._offer(tx, host) if host else None
         if host is not None and self._wants_inspection(tx, host):
@@ -102,6 +106,17 @@ class BootService:
         if len(twins) > 1:
             return f"its UUID is known for {', '.join(twins)}"
         return None
+
+    def _twin(self, tx: Tx, request: BootRequest) -> Host | None:
+        """Return the host that already has the UUID of a machine about to be discovered.
+
+        It is most likely another NIC of that host. Discovered as a second host with the same
+        UUID it would keep both of them from ever being netbooted again.
+        """
+        uuid = (request.uuid or "").lower()
+        if not self._discovery or not uuid or uuid in EMPTY_UUIDS:
+            return None
+        return next(iter(tx.hosts_with_uuid(uuid)), None)
 
     def _offer(self, tx: Tx, host: Host) -> TicketOffer | None:
         ticket = tx.open_ticket(host.id)
@@ -125,15 +140,23 @@ class BootService:
     def _begin_inspection(self, request: BootRequest, host: Host | None, source: str) -> BootPlan:
         if self._ramdisks.newest_or_none() is None:
             return LocalDisk(LocalBoot.AUTO, "there is no ramdisk to inspect it with")
+        # Asked before the write lock is taken: a flood of unknown MACs must hold up nobody.
+        with self._store.read() as tx:
+            if host is None and self._is_full(tx):
+                return _TOO_MANY
         now = self._clock()
         with self._store.begin() as tx:
-            waiting = [known for known in tx.hosts(limit=100_000) if not known.is_confirmed]
-            if host is None and len(waiting) >= self._discovered_hosts_max:
-                return LocalDisk(LocalBoot.AUTO, "too many discovered hosts await confirmation")
             if host is None:
+                if self._is_full(tx):
+                    return _TOO_MANY
                 host = _discovered(request, now)
                 tx.add_host(host)
                 tx.audit(now, DISCOVERY_ACTOR, "host.discovered", host.name, {"source": source})
+            else:
+                # Read again: it may have been confirmed, or asked for, since we looked.
+                host = tx.host(host.id)
+                if not self._wants_inspection(tx, host):
+                    raise Conflict(f"{host.name} was taken up meanwhile", host=host.name)
             operation = self._inspection(host, now)
             tx.save_host(replace(host, generation=operation.generation))
             tx.add_operation(operation)
@@ -145,6 +168,9 @@ class BootService:
         plan = Ramdisk(operation.pins["ramdisk"], value, host.local_boot)
         self._record(request, host, plan, source)
         return plan
+
+    def _is_full(self, tx: Tx) -> bool:
+        return tx.count_unconfirmed_hosts() >= self._discovered_hosts_max
 
     def _inspection(self, host: Host, now: datetime) -> Operation:
         return Operation(

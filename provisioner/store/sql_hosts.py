@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, func, select
 
 from ..core.model import Host, HostId
 from ..errors import Conflict, NotFound
@@ -37,6 +37,10 @@ class HostQueries(Queries):
     def hosts(self, *, after: str = "", limit: int = 1000) -> Sequence[Host]:
         page = select(hosts).where(hosts.c.name > after).order_by(hosts.c.name).limit(limit)
         return self._hosts(page)
+
+    def count_unconfirmed_hosts(self) -> int:
+        count = select(func.count()).select_from(hosts)
+        return self._number(count.where(hosts.c.is_confirmed.is_(False)))
 
     def _hosts(self, query: Select[Any]) -> list[Host]:
         return [host_of(row, self._sealing) for row in self._all(query)]

@@ -64,9 +64,11 @@ class OperationQueries(Queries):
             query = query.order_by(*order)
         return [operation_of(row) for row in self._all(query.limit(limit))]
 
-    def count_operations(self, phases: Iterable[Phase]) -> int:
+    def count_operations(self, phases: Iterable[Phase], *, not_by: str = "") -> int:
+        """Return how many are in one of these phases and were not requested by `not_by`."""
         wanted = [phase.value for phase in phases]
         query = select(func.count()).select_from(operations)
+        query = query.where(operations.c.requested_by != not_by)
         return self._number(query.where(operations.c.phase.in_(wanted)))
 
     def add_operation(self, operation: Operation) -> None:

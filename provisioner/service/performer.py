@@ -6,7 +6,7 @@ Looks before acting: an effect may be performed twice, or late, and must then do
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
@@ -22,11 +22,19 @@ from provisioner.core.model import (
     Phase,
     PowerState,
 )
-from provisioner.errors import BmcAuthFailed, BmcUnreachable, DeviceError, NotFound
+from provisioner.errors import (
+    BmcAuthFailed,
+    BmcUnreachable,
+    DeviceError,
+    NotFound,
+    Unavailable,
+)
 
 from .transitions import Transitions
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 # One read can be a lie or a moment; a host is off when this many reads in a row say so.
 OFF_READS: Final = 2
@@ -36,6 +44,11 @@ POLL_S: Final = 0.5
 # password is never tried again, because BMCs lock accounts.
 ATTEMPTS_MAX: Final = 3
 RETRY_PAUSE_S: Final = 1.0
+# How long after its operation ended a host is still taken to be held in the ramdisk.
+RESET_WITHIN: Final = timedelta(minutes=1)
+# How long a database that is away is waited for. An effect that ended here with an error
+# would never be performed again, and its host could stay off.
+DATABASE_PATIENCE: Final = timedelta(minutes=10)
 WORKER: Final = "worker"
 
 
@@ -62,9 +75,7 @@ class Performer:
     def perform(self, outgoing: Outgoing) -> None:
         """Make one effect true, unless a newer decision has overtaken it."""
         try:
-            with self._store.read() as tx:
-                operation = tx.operation(outgoing.operation_id)
-                host = tx.host(operation.host_id)
+            operation, host = self._patiently(lambda: self._look(outgoing))
         except NotFound:
             return  # the host was deleted meanwhile, and nothing is owed to it
         if host.bmc is None or _is_overtaken(outgoing, operation, host):
@@ -73,13 +84,31 @@ class Performer:
         try:
             fact = self._with_retries(host, operation, outgoing.effect)
         except BmcAuthFailed as error:
-            self._feed(outgoing, operation, host, E.BMC_LOGIN_REFUSED, error)
+            self._feed_patiently(outgoing, operation, host, E.BMC_LOGIN_REFUSED, error)
             return
         except DeviceError as error:
-            self._feed(outgoing, operation, host, E.BMC_FAILED, error)
+            self._feed_patiently(outgoing, operation, host, E.BMC_FAILED, error)
             return
         if fact is not None:
-            self._feed(outgoing, operation, host, fact, None)
+            self._feed_patiently(outgoing, operation, host, fact, None)
+
+    def _look(self, outgoing: Outgoing) -> tuple[Operation, Host]:
+        with self._store.read() as tx:
+            operation = tx.operation(outgoing.operation_id)
+            return operation, tx.host(operation.host_id)
+
+    def _patiently(self, ask_database: Callable[[], T]) -> T:
+        """Return what `ask_database` returns, however long the database is away. The BMC's
+        part is not repeated by it: a wrong password is used once."""
+        end = self._clock() + DATABASE_PATIENCE
+        while True:
+            try:
+                return ask_database()
+            except Unavailable as error:
+                if self._clock() >= end:
+                    raise
+                log.warning("effect waits for the database", why=error.message)
+                self._pause(RETRY_PAUSE_S)
 
     def _with_retries(self, host: Host, operation: Operation, effect: Effect) -> E | None:
         for attempt in range(1, ATTEMPTS_MAX + 1):
@@ -105,8 +134,8 @@ class Performer:
         bmc = self._pool.bmc(host.bmc)
         if isinstance(effect, PowerOff):
             soft = effect.soft and operation.options.get("soft_shutdown", True)
-            self._power_off(bmc, host, soft=bool(soft))
-            return E.POWERED_OFF
+            is_off = self._power_off(bmc, host, operation, soft=bool(soft))
+            return E.POWERED_OFF if is_off else None
         if isinstance(effect, SetNextBoot):
             self._set_next_boot(bmc, host, effect)
             return E.NEXT_BOOT_SET
@@ -116,14 +145,19 @@ class Performer:
         self._return_to_disk(bmc, host, operation)
         return None
 
-    def _power_off(self, bmc: Bmc, host: Host, *, soft: bool) -> None:
+    def _power_off(self, bmc: Bmc, host: Host, operation: Operation, *, soft: bool) -> bool:
+        """Return True when the host is off, False when that is no longer wanted."""
         if self._is_off(bmc):
-            return
+            return True
         if soft:
             bmc.power_off(soft=True)
             if self._wait_for_off(bmc, self._soft_shutdown_limit):
-                return
+                return True
             log.warning("soft shutdown took too long, switching off", host=host.name)
+            # It may have been on its way into the network when it was asked: then it saw no
+            # power button, and its agent may be writing by now.
+            if not self._is_still_netbooting(operation):
+                return False
         bmc.power_off(soft=False)
         if not self._wait_for_off(bmc, POWER_LIMIT):
             raise DeviceError(
@@ -133,6 +167,11 @@ class Performer:
                 found="its BMC acknowledged and reports it on",
                 hint="look at the BMC; it may need a cold reset",
             )
+        return True
+
+    def _is_still_netbooting(self, operation: Operation) -> bool:
+        with self._store.read() as tx:
+            return tx.operation(operation.id).phase is Phase.NETBOOTING
 
     def _is_off(self, bmc: Bmc) -> bool:
         return all(bmc.power() is PowerState.OFF for _ in range(OFF_READS))
@@ -178,9 +217,25 @@ class Performer:
         self._set_next_boot(bmc, host, SetNextBoot(BootDevice.DISK, last))
         if bmc.power() is PowerState.OFF:
             bmc.power_on()
-        elif operation.evidence.get("agent_address"):
+        elif operation.evidence.get("agent_address") and self._has_just_ended(operation):
             # The agent restarts by itself when it gives up; this is for one that hangs.
             bmc.reset()
+
+    def _has_just_ended(self, operation: Operation) -> bool:
+        # Later, or for a second time after a crash, the host has long restarted by itself:
+        # a reset would hit its own system at work.
+        ended_at = operation.ended_at
+        return ended_at is not None and self._clock() - ended_at <= RESET_WITHIN
+
+    def _feed_patiently(
+        self,
+        outgoing: Outgoing,
+        operation: Operation,
+        host: Host,
+        event: E,
+        error: DeviceError | None,
+    ) -> None:
+        self._patiently(lambda: self._feed(outgoing, operation, host, event, error))
 
     def _feed(
         self,

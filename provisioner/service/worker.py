@@ -5,7 +5,9 @@ durable queue beside it. Nothing it needs is only in its memory, so it may die a
 """
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -15,8 +17,9 @@ from provisioner.core.contracts import Clock, EffectWorker, Store
 from provisioner.core.lifecycle import E, NotAllowed, deadline_event
 from provisioner.core.model import FINAL, Host, Json, Operation, OperationId, Phase
 from provisioner.core.profile import Health, health_of
-from provisioner.errors import ProvisionerError
+from provisioner.errors import ProvisionerError, Unavailable
 
+from .boot import DISCOVERY_ACTOR
 from .health import Finding, check_all
 from .operations import why_not_started
 from .performer import Performer
@@ -27,6 +30,10 @@ log = structlog.get_logger(__name__)
 TICK_S: Final = 0.2
 OVERDUE_EVERY: Final = timedelta(seconds=1)
 CHECK_EVERY: Final = timedelta(seconds=2)
+# A worker that saw nothing for OUTAGE takes the silence of others for its own fault. Agents
+# and reporters try again after 30 s at the latest, so they are heard within OUTAGE_GRACE.
+OUTAGE: Final = timedelta(seconds=20)
+OUTAGE_GRACE: Final = timedelta(seconds=45)
 CHECKERS_MAX: Final = 16
 BATCH_MAX: Final = 100
 RECONCILER: Final = "reconciler"
@@ -53,19 +60,16 @@ class Worker:
         self._checkers = ThreadPoolExecutor(CHECKERS_MAX, thread_name_prefix="health")
         self._checking: dict[OperationId, Future[None]] = {}
         self._next_check: dict[OperationId, datetime] = {}
+        self._seen_at: datetime | None = None  # when everything could be looked at last
+        self._next_overdue = clock()
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set, then finish what is being done and return."""
         self._effects.start(self._performer.perform)
-        next_overdue = self._clock()
         try:
             while not stop.wait(TICK_S):
                 try:
-                    self.start_queued()
-                    self.prove_booted()
-                    if self._clock() >= next_overdue:
-                        self.end_overdue()
-                        next_overdue = self._clock() + OVERDUE_EVERY
+                    self.tick()
                 except ProvisionerError as error:
                     # The database may be away for a while. The next tick looks again, and
                     # nothing was decided meanwhile.
@@ -74,25 +78,50 @@ class Worker:
             self._checkers.shutdown(wait=True, cancel_futures=True)
             self._effects.stop()
 
+    def tick(self) -> None:
+        """Look once at everything. After an outage nothing is ended at first: whoever could
+        not be heard is given time to speak."""
+        now = self._clock()
+        if self._seen_at is None or now - self._seen_at > OUTAGE:
+            self._next_overdue = now + OUTAGE_GRACE
+        self.start_queued()
+        self.prove_booted()
+        if now >= self._next_overdue:
+            self.end_overdue()
+            self._next_overdue = now + OVERDUE_EVERY
+        self._seen_at = self._clock()
+
     def start_queued(self) -> None:
         """Start queued operations, oldest first, while fewer than the limit are in flight."""
         with self._store.read() as tx:
             queued = tx.operations(phases=[Phase.QUEUED], newest_first=False, limit=BATCH_MAX)
             if not queued:
                 return
-            room = self._in_flight_max - tx.count_operations(_IN_FLIGHT)
-        for operation in queued[: max(room, 0)]:
-            self._start(operation)
+            # Unknown machines come on their own; a rack of them must not hold up those
+            # that somebody asked for. They have a limit of their own.
+            in_flight = tx.count_operations(_IN_FLIGHT, not_by=DISCOVERY_ACTOR)
+        for operation in queued[: max(self._in_flight_max - in_flight, 0)]:
+            with _alone(operation):
+                self._start(operation)
 
     def _start(self, operation: Operation) -> None:
         """Start it, or end it when its host was flagged since it was requested."""
-        with self._store.read() as tx:
-            host = tx.host(operation.host_id)
-        reason = why_not_started(operation, host)
-        if reason is None:
-            self._apply(operation, E.START)
-        else:
-            self._apply(operation, E.REFUSED, error=_refused_error(host, reason))
+        try:
+            # One transaction: a flag that was set before it is seen, or waits for it.
+            with self._store.begin() as tx:
+                operation = tx.operation(operation.id)
+                host = tx.host(operation.host_id)
+                reason = why_not_started(operation, host)
+                self._transitions.apply(
+                    tx,
+                    operation.id,
+                    E.START if reason is None else E.REFUSED,
+                    generation=operation.generation,
+                    actor=RECONCILER,
+                    error=_refused_error(host, reason) if reason is not None else None,
+                )
+        except NotAllowed as refusal:
+            log.info("decision overtaken", operation=operation.id, why=refusal.message)
 
     def end_overdue(self) -> None:
         """Give every operation whose deadline has passed its next rung or its end."""
@@ -104,7 +133,8 @@ class Worker:
                 limit=BATCH_MAX,
             )
         for operation in overdue:
-            self._apply(operation, deadline_event(operation), error=self._overdue(operation))
+            with _alone(operation):
+                self._apply(operation, deadline_event(operation), error=self._overdue(operation))
 
     def prove_booted(self) -> None:
         """Begin a round of health checks for each operation that is due one."""
@@ -161,6 +191,17 @@ class Worker:
         with self._store.read() as tx:
             host = tx.host(operation.host_id)
         return overdue_error(operation, host, self._clock())
+
+
+@contextmanager
+def _alone(operation: Operation) -> Iterator[None]:
+    """Let what is wrong with one operation or its host not keep the others from going on."""
+    try:
+        yield
+    except Unavailable:
+        raise
+    except ProvisionerError as error:
+        log.error("operation not moved", operation=operation.id, why=error.message)
 
 
 def judge(

@@ -119,6 +119,9 @@ DEPLOYMENT: Final[Table] = {
     (_P.WRITING,    E.TIMED_OUT):        (_P.FAILED,    (_DISK,),          None),
     (_P.VERIFYING,  E.REPORTED):         (_P.VERIFYING, (),                None),
     (_P.VERIFYING,  E.VERIFIED):         (_P.BOOTING,   (_DISK,),          None),
+    # The agent's last word was lost, and the host restarted all the same. The nonce goes
+    # onto the disk after the read-back: the system itself proves more than its agent.
+    (_P.VERIFYING,  E.PHONED_HOME):      (_P.PROVING,   (_DISK,),          None),
     (_P.VERIFYING,  E.AGENT_FAILED):     (_P.FAILED,    (_DISK,),          None),
     (_P.VERIFYING,  E.TIMED_OUT):        (_P.FAILED,    (_DISK,),          None),
     (_P.BOOTING,    E.VERIFIED):         (_P.BOOTING,   (),                None),
@@ -131,6 +134,10 @@ DEPLOYMENT: Final[Table] = {
     (_P.BOOTING,    E.EVIDENCE_REFUSED): (_P.FAILED,    (),                None),
     (_P.BOOTING,    E.TIMED_OUT):        (_P.FAILED,    (),                None),
     (_P.PROVING,    E.PHONED_HOME):      (_P.PROVING,   (),                None),
+    (_P.PROVING,    E.VERIFIED):         (_P.PROVING,   (),                None),
+    (_P.PROVING,    E.NEXT_BOOT_SET):    (_P.PROVING,   (),                None),
+    (_P.PROVING,    E.BMC_FAILED):       (_P.PROVING,   (),                None),
+    (_P.PROVING,    E.BMC_LOGIN_REFUSED): (_P.PROVING,  (),                None),
     (_P.PROVING,    E.CHECKED):          (_P.PROVING,   (),                None),
     (_P.PROVING,    E.SOAKED):           (_P.SUCCEEDED, (),                _H.PROVEN),
     (_P.PROVING,    E.EVIDENCE_REFUSED): (_P.FAILED,    (),                None),

@@ -4,6 +4,7 @@ Whether it is healthy beyond that is the health checks' to say.
 """
 
 import hmac
+from dataclasses import replace
 from typing import Final, NoReturn
 
 from provisioner.core.contracts import Clock, Store, Tx
@@ -17,6 +18,9 @@ from .chance import Derived
 from .transitions import Transitions
 
 REPORTER: Final = "reporter"
+_BOOTED: Final = (Phase.BOOTING, Phase.PROVING)
+# The agent was done, but could not tell: the service was away for too long.
+_UNHEARD: Final = Phase.VERIFYING
 
 
 class Homecoming:
@@ -37,6 +41,8 @@ class Homecoming:
         with the right nonce from a wrong system ends the deployment as failed.
         """
         nonce = text_in(body, "nonce")
+        if not nonce.isascii() or not nonce.isprintable():
+            _refuse_nonce()  # no database would take it as a key
         operation_id = OperationId(nonce.split(".", 1)[0])
         now = self._clock()
         with self._store.begin() as tx:
@@ -44,7 +50,10 @@ class Homecoming:
             host = tx.host(operation.host_id)
             row = tx.release(operation.release or "")
             mismatch = _mismatch(body, operation, row.release_id if row else None)
-            if operation.phase in (Phase.BOOTING, Phase.PROVING):
+            is_unheard = operation.phase is _UNHEARD and mismatch is None
+            if is_unheard:
+                tx.save_host(replace(host, root_disk=operation.evidence.get("disk")))
+            if operation.phase in _BOOTED or is_unheard:
                 self._apply_report(tx, operation, host, body, source, mismatch)
                 text = "phones home" if mismatch is None else f"phones home: {mismatch['message']}"
                 tx.add_event(event_of(now, "cloud-init", text, host, operation))

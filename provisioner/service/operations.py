@@ -16,7 +16,9 @@ from provisioner.core.model import (
     Operation,
     OperationId,
     Phase,
+    Profile,
 )
+from provisioner.core.profile import health_of
 from provisioner.errors import Conflict, NotFound, RequestError
 
 from .chance import new_operation_id
@@ -70,6 +72,7 @@ class Operations:
                         hint=f"provisioner host change {host.name} --profile NAME",
                     )
                 check_renders_for(host, profile)
+                self._check_can_be_proven(host, profile)
                 pins = {"ramdisk": ramdisk, "profile": profile.digest, "release_name": row.name}
                 operation = self._new(host, Kind.DEPLOYMENT, row.digest, pins, options, actor)
                 made.append(self._add(tx, host, operation, actor))
@@ -136,6 +139,19 @@ class Operations:
                 host=host.name,
                 expected=list(firmware),
                 found=str(host.firmware),
+            )
+
+    def _check_can_be_proven(self, host: Host, profile: Profile) -> None:
+        """Raise Conflict for a soak that must fail, before the old system is gone."""
+        soak_s, limit = health_of(profile.document).soak_s, self._transitions.limits
+        limit_s = limit.phase[Phase.PROVING].total_seconds()
+        if soak_s >= limit_s:
+            raise Conflict(
+                f"profile {profile.name} soaks for {soak_s:g} s, and proving ends before that",
+                host=host.name,
+                expected=f"less than {limit_s:g} s",
+                found=soak_s,
+                hint="shorten its health.soak_s, or raise limits.proving_s",
             )
 
     def _check_idle(self, tx: Tx, host: Host) -> None:

@@ -40,7 +40,8 @@ def chained(
     """Return the row with its hash, SHA-256 over canonical JSON of everything before it."""
     content = [number, at.isoformat(), actor, action, subject, detail, before_hash]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    row_hash = hashlib.sha256(text.encode()).hexdigest()
+    # An agent may have sent half a surrogate pair, which JSON keeps and UTF-8 does not know.
+    row_hash = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     return AuditRow(number, at, actor, action, subject, detail, before_hash, row_hash)
 
 

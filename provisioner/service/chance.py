@@ -19,8 +19,8 @@ def utc_now() -> datetime:
 
 def digest_of(token: str) -> str:
     """Return what is stored of a token: its SHA-256. Tokens are random and 256 bits long,
-    so a slow hash would add nothing."""
-    return hashlib.sha256(token.encode()).hexdigest()
+    so a slow hash would add nothing. What somebody else sent may be no text at all."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def new_host_id() -> HostId:

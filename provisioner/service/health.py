@@ -3,8 +3,9 @@
 Opens connections and judges one round; how often and how long is the worker's.
 """
 
-import http.client
+import re
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,7 +14,8 @@ from provisioner.core.model import Json
 from provisioner.core.profile import Check
 
 CHECK_LIMIT_S: Final = 5.0
-BANNER_BYTES_MAX: Final = 256
+LINE_BYTES_MAX: Final = 256
+_STATUS: Final = re.compile(r"HTTP/1\.[01] (\d{3})(?: |$)")
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def _check(check: Check, address: str, evidence: Json) -> Finding:
         return Finding(check, not failed, ", ".join(failed) or "no failed units")
     try:
         found = _CONNECTED[check.kind](check, address)
-    except (OSError, http.client.HTTPException) as error:
+    except OSError as error:
         return Finding(check, False, str(error) or type(error).__name__)
     return Finding(check, _is_good(check, found), found)
 
@@ -53,18 +55,32 @@ def _tcp(check: Check, address: str) -> str:
 
 
 def _ssh(check: Check, address: str) -> str:
-    with socket.create_connection((address, check.port), timeout=CHECK_LIMIT_S) as connection:
-        banner = connection.recv(BANNER_BYTES_MAX)
-    return banner.split(b"\r\n", 1)[0].decode("ascii", "replace") or "no banner"
+    return _first_line(check, address, b"") or "no banner"
 
 
 def _http(check: Check, address: str) -> str:
-    connection = http.client.HTTPConnection(address, check.port, timeout=CHECK_LIMIT_S)
-    try:
-        connection.request("GET", check.path)
-        return str(connection.getresponse().status)
-    finally:
-        connection.close()
+    # Not http.client: its timeout is for each piece, so a system that answers byte by byte
+    # would hold this thread for as long as it likes.
+    host = f"[{address}]" if ":" in address else address
+    head = f"GET {check.path} HTTP/1.1\r\nHost: {host}:{check.port}\r\nConnection: close\r\n\r\n"
+    line = _first_line(check, address, head.encode("ascii"))
+    status = _STATUS.match(line)
+    return status[1] if status else f"no HTTP: {line[:40]!r}"
+
+
+def _first_line(check: Check, address: str, say: bytes) -> str:
+    """Return the first line of what the host answers, all within CHECK_LIMIT_S."""
+    ends_at = time.monotonic() + CHECK_LIMIT_S
+    heard = b""
+    with socket.create_connection((address, check.port), timeout=CHECK_LIMIT_S) as connection:
+        connection.sendall(say)
+        while b"\n" not in heard and len(heard) < LINE_BYTES_MAX:
+            connection.settimeout(max(ends_at - time.monotonic(), 0.001))
+            piece = connection.recv(LINE_BYTES_MAX)
+            if not piece:
+                break
+            heard += piece
+    return heard.split(b"\n", 1)[0].rstrip(b"\r").decode("ascii", "replace")
 
 
 _CONNECTED: Final = {"tcp": _tcp, "ssh": _ssh, "http": _http}

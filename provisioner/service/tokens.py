@@ -1,5 +1,6 @@
 """API tokens of people and programs: made once, shown once, kept as hashes."""
 
+import re
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import ClassVar, Final
@@ -11,6 +12,8 @@ from provisioner.errors import NotFound, RequestError, TrustError
 from .chance import digest_of, new_token
 
 ROLES: Final = ("viewer", "operator", "publisher", "admin")
+# It stands in a path when the token is revoked, and in every audit row of its deeds.
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 
 class NotAuthenticated(TrustError):
@@ -36,6 +39,10 @@ class Tokens:
         admin token, which `provisioner init` drew."""
         if role not in ROLES:
             raise RequestError(f"there is no role {role}", expected=list(ROLES), found=role)
+        if not NAME.fullmatch(name):
+            raise RequestError(
+                "that is not a usable token name", expected="1 to 64 of A-Z a-z 0-9 . _ @ -"
+            )
         secret = value or new_token("pt")
         now = self._clock()
         token = ApiToken(

@@ -44,8 +44,8 @@ def host_row(host: Host, sealing: Sealing) -> dict[str, Any]:
         "macs": list(host.macs),
         "firmware": host.firmware.value if host.firmware else None,
         "local_boot": host.local_boot.value,
-        "uuid": host.uuid,
-        "serial": host.serial,
+        "uuid": _plain(host.uuid) if host.uuid else None,
+        "serial": _plain(host.serial) if host.serial else None,
         "profile": host.profile,
         "bmc_address": bmc.address if bmc else None,
         "bmc_port": bmc.port if bmc else None,
@@ -142,10 +142,13 @@ def audit_of(row: Row) -> AuditRow:
 
 
 def event_row(event: Event) -> dict[str, Any]:
-    # The text may come from the wire. PostgreSQL takes no NUL and neither database half a
+    return {**asdict(event), "text": _plain(event.text)}
+
+
+def _plain(text: str) -> str:
+    # It may come from the wire. PostgreSQL takes no NUL and neither database half a
     # surrogate pair.
-    text = event.text.encode("utf-8", "replace").decode().replace("\0", "�")
-    return {**asdict(event), "text": text}
+    return text.encode("utf-8", "replace").decode().replace("\0", "�")
 
 
 def event_of(row: Row) -> tuple[int, Event]:

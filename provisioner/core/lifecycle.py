@@ -180,6 +180,11 @@ class Limits:
     phase: Mapping[Phase, timedelta] = field(default_factory=lambda: LIMIT)
     agent_silence: timedelta = AGENT_SILENCE_LIMIT
 
+    @property
+    def agent_phases(self) -> timedelta:
+        """How long an agent may be at work, in all its phases together."""
+        return sum((self.phase[phase] for phase in _AGENT_PHASES), timedelta())
+
     def deadline(self, phase: Phase, phase_at: datetime, now: datetime) -> datetime | None:
         """Return when `phase`, entered at `phase_at` and heard of `now`, is over."""
         if phase in FINAL:

@@ -35,7 +35,6 @@ HEARTBEAT_S: Final = 3
 PERMISSION_S: Final = 30
 # What an agent may need beside its phases: a service that restarts, a slow BMC.
 TOKEN_MARGIN: Final = timedelta(hours=1)
-_AGENT_PHASES: Final = (Phase.PREPARING, Phase.WRITING, Phase.VERIFYING)
 AGENT: Final = "agent"
 # Where an operation's evidence keeps the session that used its ticket.
 SESSION: Final = "agent_session"
@@ -105,7 +104,7 @@ class AgentSessions:
                 operation.id,
                 host.id,
                 operation.generation,
-                now + self._token_lifetime(),
+                now + self._transitions.limits.agent_phases + TOKEN_MARGIN,
             )
         )
         tx.save_host(with_inventory(host, said.inventory))
@@ -132,11 +131,6 @@ class AgentSessions:
             "boot_url": self._boot_url,
             "then": "reboot",
         }
-
-    def _token_lifetime(self) -> timedelta:
-        """A token outlives every phase of its agent, however long a site makes them."""
-        phases = self._transitions.limits.phase
-        return sum((phases[phase] for phase in _AGENT_PHASES), TOKEN_MARGIN)
 
     def authorise(self, token: str, body: Json) -> Json:
         """Return a permission to write, or raise WriteRefused. The host is saved as dirty,

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # Linux allows 15 characters
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_WORD = re.compile(r"[A-Za-z0-9._,:=/@%+-]{1,256}")
 
 WILDCARDS: Final = ("0.0.0.0", "::")
 TEXT_CHARACTERS_MAX: Final = 4096
@@ -134,6 +135,13 @@ def ipv4_list(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise Wrong('a list of IPv4 addresses, such as ["10.77.0.1"]')
     return tuple(ipv4(item) for item in value)
+
+
+def words(value: object) -> tuple[str, ...]:
+    """Return plain words, which a boot script can carry unquoted."""
+    if not isinstance(value, list) or not all(_WORD.fullmatch(text(item)) for item in value):
+        raise Wrong('a list of plain words, such as ["nomodeset"]')
+    return tuple(value)
 
 
 def subnet(value: object) -> str:

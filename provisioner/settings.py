@@ -173,9 +173,12 @@ class LimitSettings:
 
 @dataclass(frozen=True)
 class RamdiskSettings:
-    """Which deploy ramdisk new operations pin."""
+    """Which deploy ramdisk new operations pin, and what hardware wants its kernel told."""
 
     digest: str = _setting(types.digest, "", "digest of a built ramdisk; empty: the newest one")
+    kernel_arguments: tuple[str, ...] = _setting(
+        types.words, (), "further arguments for the ramdisk's kernel"
+    )
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ def plan_layout(head: bytes, *, image_bytes: int, disk_bytes: int) -> Layout:
             "the disk is too small for the image and its seed; nothing was written",
             expected=f"at least {smallest_disk_bytes(image_bytes)} bytes",
             found=f"{disk_bytes} bytes",
+            hint="let the profile's disk rule pick a larger disk, or give the host one",
         )
     table = replace(table, mbr=_protective_mbr(table.mbr, disk_sectors))
     fitted = _with_cidata(table, cidata_at, image_bytes)

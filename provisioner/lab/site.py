@@ -36,6 +36,9 @@ from provisioner.setup import Plan, initialise
 LAB_KERNEL: Final = "linux-image-cloud-amd64"
 READY_LIMIT: Final = timedelta(seconds=60)
 STOP_LIMIT: Final = timedelta(seconds=30)
+# The kernel gives the first timer interrupt 60 ms to come, and panics. On a busy machine an
+# emulated timer needs longer.
+RAMDISK: Final = {"kernel_arguments": ["no_timer_check"]}
 PROFILE: Final = "lab"
 # Not a name that Debian has already, as a user or as a group ("operator" is one).
 USER: Final = "lab"
@@ -80,7 +83,7 @@ class Site:
             api=Address("127.0.0.1", _free_port()),
         )
         initialise(directory, plan)
-        _change(directory / CONFIG_FILE, changes or {})
+        _change(directory / CONFIG_FILE, {"ramdisk": RAMDISK, **(changes or {})})
         site = cls(directory, lab, load(directory / CONFIG_FILE), cache_directory(), say, [])
         wiring.prepare(site.settings)
         site.build_ramdisk()

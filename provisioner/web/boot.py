@@ -6,12 +6,13 @@ host that gets no answer hangs, so every failure here ends at the host's own dis
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Final, Protocol
 
 import structlog
 from flask import Flask, Response, jsonify, request
 
-from provisioner.core.bootplan import BootPlan, Inspect, LocalDisk, boot_request
+from provisioner.core.bootplan import BootPlan, Inspect, LocalDisk, Ramdisk, boot_request
 from provisioner.core.model import LocalBoot
 from provisioner.errors import ProvisionerError, RequestError
 from provisioner.netboot.scripts import CONTENT_TYPE, BootAnswer, BootUrls, answer_boot
@@ -62,7 +63,7 @@ def create_app(service: BootListener) -> Flask:
 
     @app.get("/boot/ipxe")
     def boot_script() -> Response:
-        answer = _answer(decide, urls)
+        answer = _answer(lambda: _told(decide(), settings.ramdisk.kernel_arguments), urls)
         response = Response(answer.text, answer.status, content_type=CONTENT_TYPE)
         # The next answer may be another one: no proxy may keep this.
         response.headers["Cache-Control"] = "no-store"
@@ -73,6 +74,11 @@ def create_app(service: BootListener) -> Flask:
         return jsonify(status="ok")
 
     return app
+
+
+def _told(plan: BootPlan, arguments: tuple[str, ...]) -> BootPlan:
+    """Return the plan with the site's own arguments for the ramdisk's kernel."""
+    return replace(plan, arguments=arguments) if isinstance(plan, Ramdisk) else plan
 
 
 def _answer(decide: Callable[[], BootPlan], urls: BootUrls) -> BootAnswer:

@@ -17,6 +17,9 @@ def boots_its_disk(fleet: Fleet, name: str, proof: str, times: int) -> None:
     """Reset the host again and again; each time the network sends it to its disk."""
     lab = fleet.site.lab
     lab.power(name, "on")
+    if lab.status_of(name).next_boot is not None:
+        # Its deployment told the BMC "disk, once", and the host had restarted already.
+        lab.power(name, "reset")
     for _ in range(times):
         start = len(lab.console(name))
         lab.power(name, "reset")

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from . import setting_types as types
+from .core.lifecycle import RUNG_LAST
 from .errors import ConfigError
 from .keys import FOLDER, Keys, load_keys
 from .setting_types import Address, Wrong
@@ -24,6 +25,7 @@ from .setting_types import Address, Wrong
 CONFIG_FILE: Final = "provisioner.toml"
 CONFIG_BYTES_MAX: Final = 1024 * 1024
 _DAY_S: Final = 86400
+RUNGS: Final = RUNG_LAST + 1
 
 T = TypeVar("T")
 
@@ -310,6 +312,12 @@ def _contradictions(read: dict[str, Any]) -> Iterator[str]:
         if place in taken:
             yield f"{name}.listen: {place} is {taken[place]}.listen already"
         taken[place] = name
+    limits = read["limits"]
+    if limits.ticket_s < RUNGS * limits.netbooting_s:
+        yield (
+            f"limits.ticket_s: must be at least {RUNGS} times limits.netbooting_s "
+            f"({RUNGS * limits.netbooting_s}), or a ticket ends before the ladder does"
+        )
     for name in ("boot", "agent"):
         if not read[name].url:
             yield f"{name}.url: must be set, since {name}.listen is a wildcard"

@@ -125,6 +125,7 @@ def build(settings: Settings) -> Service:
     from .service.profiles import Profiles
     from .service.ramdisks import Ramdisks
     from .service.releases import Releases
+    from .service.timeline import Timeline
     from .service.tokens import Tokens
     from .service.transitions import Transitions
     from .store.durable import DbosEffectQueue
@@ -146,8 +147,10 @@ def build(settings: Settings) -> Service:
         exchange_limit=timedelta(seconds=settings.limits.bmc_exchange_s),
     )
     agent_ca = settings.keys.agent_tls_pem.read_text()
+    timeline = Timeline(store)
 
     def close() -> None:
+        timeline.close()
         pool.close()
         queue.close()
         store.close()
@@ -167,6 +170,7 @@ def build(settings: Settings) -> Service:
             utc_now,
             derived,
             ramdisks,
+            record=timeline.add,
             discovery=settings.discovery.enabled,
             discovered_hosts_max=settings.discovery.hosts_max,
         ),

@@ -1,5 +1,6 @@
 """What a booting host is told: looks up what the boot rule needs, asks it, records it."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from typing import Final
@@ -48,14 +49,17 @@ class BootService:
         derived: Derived,
         ramdisks: Ramdisks,
         *,
+        record: Callable[[Event], None],
         discovery: bool,
         discovered_hosts_max: int = DISCOVERED_HOSTS_MAX_DEFAULT,
     ) -> None:
+        """`record` keeps an event for the timeline, and may not wait for the database."""
         self._store = store
         self._transitions = transitions
         self._clock = clock
         self._derived = derived
         self._ramdisks = ramdisks
+        self._keep = record
         self._discovery = discovery
         self._discovered_hosts_max = discovered_hosts_max
 
@@ -196,17 +200,16 @@ class BootService:
             if isinstance(plan, LocalDisk)
             else "boot script: deploy ramdisk"
         )
-        with self._store.begin() as tx:
-            tx.add_event(
-                Event(
-                    at=self._clock(),
-                    source="http",
-                    text=text,
-                    host_id=host.id if host else None,
-                    mac=request.mac,
-                    detail={"address": source},
-                )
+        self._keep(
+            Event(
+                at=self._clock(),
+                source="http",
+                text=text,
+                host_id=host.id if host else None,
+                mac=request.mac,
+                detail={"address": source},
             )
+        )
 
 
 def _discovered(request: BootRequest, now: datetime) -> Host:

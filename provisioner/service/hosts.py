@@ -141,6 +141,7 @@ class Hosts:
             before = host_named(tx, name)
             if before.is_confirmed:
                 raise Conflict(f"host {before.name} is already confirmed", host=before.name)
+            _check_profile(tx, profile, before.name)
             after = replace(
                 before,
                 name=_check_name(new_name or before.name),
@@ -161,9 +162,10 @@ class Hosts:
         labels: Mapping[str, str] | None = None,
         actor: str,
     ) -> Host:
-        """Change what is not None."""
+        """Change what is not None. Raises RequestError for a profile that does not exist."""
         with self._store.begin() as tx:
             before = host_named(tx, name)
+            _check_profile(tx, profile, before.name)
             after = replace(
                 before,
                 profile=profile if profile is not None else before.profile,
@@ -215,11 +217,7 @@ class Hosts:
             return tx.events(host_id=host_named(tx, name).id, after=after, limit=limit)
 
     def _enrolled(self, tx: Tx, spec: HostSpec) -> Host:
-        if spec.profile is not None and tx.profile(spec.profile) is None:
-            known = [profile.name for profile in tx.profiles()]
-            raise RequestError(
-                f"there is no profile {spec.profile}", host=spec.name, expected=known
-            )
+        _check_profile(tx, spec.profile, spec.name)
         return Host(
             id=self._new_id(),
             name=spec.name,
@@ -268,6 +266,18 @@ def check_spec(spec: HostSpec) -> HostSpec:
             found=list(spec.macs),
         )
     return replace(spec, macs=macs)
+
+
+def _check_profile(tx: Tx, profile: str | None, host: str) -> None:
+    if profile is not None and tx.profile(profile) is None:
+        known = [one.name for one in tx.profiles()]
+        raise RequestError(
+            f"there is no profile {profile}",
+            host=host,
+            expected=known or "a saved profile",
+            found=profile,
+            hint="provisioner profile save FILE",
+        )
 
 
 def _check_name(name: str) -> str:

@@ -30,7 +30,8 @@ def with_inventory(host: Host, inventory: Json) -> Host:
         inventory=inventory,
         uuid=host.uuid or (uuid if uuid and uuid not in EMPTY_UUIDS else None),
         serial=host.serial or serial[:TEXT_MAX] or None,
-        firmware=host.firmware or (Firmware(firmware) if firmware in ("bios", "uefi") else None),
+        # Not identity: somebody may have switched the firmware's mode since.
+        firmware=Firmware(firmware) if firmware in ("bios", "uefi") else host.firmware,
     )
 
 
@@ -45,10 +46,11 @@ def check_identity(host: Host, inventory: Json) -> None:
             found=sorted(macs),
         )
     uuid = str(inventory.get("uuid") or "").lower()
-    if host.uuid and uuid and uuid not in EMPTY_UUIDS and uuid != host.uuid:
+    if host.uuid and uuid != host.uuid:
         raise TicketRefused(
             "this boot ticket belongs to a host with another UUID",
             host=host.name,
             expected=host.uuid,
-            found=uuid,
+            found=uuid or "none",
+            hint="after a new mainboard, delete the host and add it again",
         )

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, event, text
 from provisioner.core.bootplan import BootPlan, BootRequest, Ramdisk
 from provisioner.core.contracts import Archive, Outgoing
 from provisioner.core.lifecycle import LIMIT, Limits
-from provisioner.core.model import BmcAddress, Host, Json, Operation, Phase, Secret
+from provisioner.core.model import BmcAddress, Event, Host, Json, Operation, Phase, Secret
 from provisioner.service.agents import AgentSessions
 from provisioner.service.audit import Audit
 from provisioner.service.boot import BootService
@@ -318,7 +318,14 @@ def running_site(
         profiles=Profiles(store, clock),
         releases=Releases(store, archive, clock),
         boot=BootService(
-            store, transitions, clock, derived, shelf, discovery=discovery, discovered_hosts_max=3
+            store,
+            transitions,
+            clock,
+            derived,
+            shelf,
+            record=lambda event: keep(store, event),
+            discovery=discovery,
+            discovered_hosts_max=3,
         ),
         agents=agents,
         audit=Audit(store),
@@ -332,6 +339,12 @@ def running_site(
         yield site
     finally:
         store.close()
+
+
+def keep(store: SqlStore, event: Event) -> None:
+    """Save an event at once; the service saves it soon."""
+    with store.begin() as tx:
+        tx.add_event(event)
 
 
 def state_of(site: Site) -> str:

@@ -126,10 +126,12 @@ def make_parts(
             _http_part("agent", settings, listeners["agent"], AGENT_WORKERS, AGENT_THREADS)
         )
     if "tftp" in only:
-        parts.append(Part("tftp", lambda ready: _run_tftp(settings, ready)))
+        parts.append(Part("tftp", lambda ready: _run_tftp(settings, ready), is_vital=False))
     if "dhcp" in only and settings.dhcp.mode != "off":
         # SIGTERM: it has a dnsmasq to end.
-        run_dhcp = Part("dhcp", lambda ready: _run_dhcp(settings, ready), signal.SIGTERM)
+        run_dhcp = Part(
+            "dhcp", lambda ready: _run_dhcp(settings, ready), signal.SIGTERM, is_vital=False
+        )
         parts.append(run_dhcp)
     return parts
 

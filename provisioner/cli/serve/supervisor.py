@@ -39,12 +39,14 @@ class Part:
     returns when the process was sent SIGTERM.
 
     `death_signal` is what the child gets when this process dies: SIGKILL, unless it has
-    children of its own that it must end first.
+    children of its own that it must end first. A part that is not vital is started again
+    for ever: a broken dnsmasq must not take the API and the boot rule with it.
     """
 
     name: str
     run: Callable[[Callable[[], None]], None]
     death_signal: signal.Signals = signal.SIGKILL
+    is_vital: bool = True
 
 
 @dataclass
@@ -151,13 +153,13 @@ class Supervisor:
                 hint="its message is in the log above",
             )
         child.deaths = 1 if now - child.started_at > STABLE_S else child.deaths + 1
-        if child.deaths > RESTARTS_MAX:
+        if child.deaths > RESTARTS_MAX and child.part.is_vital:
             raise Unavailable(
                 f"{child.part.name} ended {child.deaths} times in a row",
                 found=f"exit code {code}",
                 hint="the log above says why",
             )
-        pause = min(RESTART_PAUSE_S * 2 ** (child.deaths - 1), RESTART_PAUSE_MAX_S)
+        pause = min(RESTART_PAUSE_S * 2 ** min(child.deaths - 1, RESTARTS_MAX), RESTART_PAUSE_MAX_S)
         child.start_at = now + pause
         log.error("ended, starting it again", child=child.part.name, code=code, pause_s=pause)
 

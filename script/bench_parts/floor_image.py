@@ -33,7 +33,7 @@ DRIVERS: Final = ("virtio_pci", "virtio_blk", "virtio_net")
 _SCRIPT: Final = f"""#!ipxe
 kernel --name vmlinuz {URL}/vmlinuz initrd=initrd floor.address=${{{{netX/ip}}}} \
 floor.netmask=${{{{netX/netmask}}}} floor.image={URL}/{IMAGE}{{dd}} console=ttyS0,115200 \
-quiet panic=30
+quiet panic=30 no_timer_check
 initrd --name initrd {URL}/initrd
 boot
 """

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,7 @@ SSH_LIMIT: Final = timedelta(seconds=60)
 POLL_S: Final = 0.2
 CONSOLE_TAIL: Final = 1500
 EVENTS_TAIL: Final = 40
+_ESCAPES: Final = re.compile(r"\x1b(\[[0-9;?=]*[A-Za-z]|c)")
 
 OLD_SYSTEM: Final = "THE-OLD-SYSTEM-RUNS"
 TINY_SYSTEM: Final = "THE-TINY-SYSTEM-RUNS"
@@ -110,9 +112,19 @@ def host_of(site: Site, name: str) -> Json:
         return client.host(name)
 
 
+def spoken(site: Site, name: str, start: int = 0) -> str:
+    """Return the console from `start` on as a person reads it, without cursor movements."""
+    return _ESCAPES.sub("", site.lab.console(name)[start:])
+
+
 def says(site: Site, name: str, text: str, *, start: int, limit: timedelta = BOOT_LIMIT) -> str:
-    """Return the console from `start` on, once `text` stands in it."""
-    return site.lab.wait_for_console(name, text, limit=limit, start=start)
+    """Return what the console says from `start` on, once `text` stands in it."""
+    deadline = time.monotonic() + limit.total_seconds()
+    while text not in (said := spoken(site, name, start)):
+        if time.monotonic() > deadline:
+            pytest.fail(f"{name} does not say {text!r}\n{account_of(site, {'host': name})}")
+        time.sleep(POLL_S)
+    return said
 
 
 def is_actionable(error: Json | ProvisionerError | None, host: str) -> Json:

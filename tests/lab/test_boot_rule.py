@@ -19,7 +19,8 @@ def boots_its_disk(fleet: Fleet, name: str, proof: str, times: int) -> None:
     lab.power(name, "on")
     if lab.status_of(name).next_boot is not None:
         # Its deployment told the BMC "disk, once", and the host had restarted already.
-        lab.power(name, "reset")
+        lab.power(name, "off")
+        lab.power(name, "on")
     for _ in range(times):
         start = len(lab.console(name))
         lab.power(name, "reset")

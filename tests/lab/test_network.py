@@ -27,6 +27,7 @@ from tests.lab.sites import (
     reached,
     restart_with,
     says,
+    spoken,
     timeline,
     until,
 )
@@ -134,7 +135,7 @@ def test_unknown_machines_appear_with_their_inventory_and_wait_to_be_confirmed(s
             client.deploy([host["name"]], "tiny@1")
 
     # It was looked at, and that was all: now its own system runs, though it asked again.
-    until("lab-1 runs its own system", lambda: OLD_SYSTEM in site.lab.console("lab-1"), BOOT_LIMIT)
+    until("lab-1 runs its own system", lambda: OLD_SYSTEM in spoken(site, "lab-1"), BOOT_LIMIT)
     assert "vmlinuz" not in site.lab.console("lab-1")[start:]
     assert disk_digest(disk_path(site, "lab-1")) == before
 

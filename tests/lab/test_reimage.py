@@ -16,6 +16,7 @@ from tests.lab.sites import (
     host_of,
     partition_digest,
     reached,
+    spoken,
     ssh,
     timeline,
     until,
@@ -68,7 +69,7 @@ def written_disk_is_the_release(fleet: Fleet, name: str, operation: str, release
     site = fleet.site
     reached(site, operation, "booting")
     site.lab.power(name, "off")
-    since = site.lab.console(name).rpartition("--- lab: boot ")[2]
+    since = spoken(site, name).rpartition("--- lab: boot ")[2]
     assert "Booting `" not in since, "GRUB has started already, so the disk proves nothing"
     path = disk_path(site, name)
     assert differing_chunks(path, release, site.settings.data_dir) == []

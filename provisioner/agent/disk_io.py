@@ -17,6 +17,11 @@ SECTOR_BYTES: Final = 512
 # One request of this size keeps the permission's check and the heartbeat lively.
 ZERO_STEP_BYTES: Final = 64 * 1024 * 1024
 
+# The usual huge page of amd64 and arm64.
+HUGE_PAGE_BYTES: Final = 2 * 1024 * 1024
+# asm-generic/mman-common.h; Python's mmap does not name it.
+_MAP_HUGETLB: Final = 0x40000
+
 # linux/fs.h
 _BLKRRPART: Final = 0x125F
 _BLKSSZGET: Final = 0x1268
@@ -27,6 +32,19 @@ _BLKZEROOUT: Final = 0x127F
 def aligned_buffer(size_bytes: int) -> mmap.mmap:
     """Return a buffer that begins on a page, as reading past the cache demands."""
     return mmap.mmap(-1, max(size_bytes, mmap.PAGESIZE))
+
+
+def chunk_buffer(size_bytes: int) -> mmap.mmap:
+    """Return a buffer of at least that size which is one piece of memory, where there is one.
+
+    A disk's driver then handles one piece instead of one for each 4 KiB. /init has the
+    kernel set huge pages aside; without one this is a buffer like any other.
+    """
+    whole = -(-size_bytes // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+    try:
+        return mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_HUGETLB)
+    except OSError:
+        return aligned_buffer(size_bytes)
 
 
 class DiskFile:

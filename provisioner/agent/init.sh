@@ -8,6 +8,8 @@ readonly MODULE_ROUNDS_MAX=6
 readonly NIC_TRIES_MAX=50
 readonly DHCP_TRIES_MAX=20
 readonly PAUSE_BEFORE_RESTART_S=30
+# Of 2 MiB each: a buffer for each thread of the agent, and a few more.
+readonly HUGE_PAGES=20
 
 say() {
     read -r now _ < /proc/uptime
@@ -19,12 +21,16 @@ mount -t sysfs -o nosuid,nodev,noexec sysfs /sys
 mount -t devtmpfs -o nosuid,noexec devtmpfs /dev 2> /dev/null
 mount -t tmpfs -o nosuid,nodev,mode=0755,size=32m tmpfs /run
 
+# A small host may have room for fewer; the agent takes what there is.
+echo "$HUGE_PAGES" > /proc/sys/vm/nr_hugepages 2> /dev/null
+
 # What the devices on the buses of disks and NICs call themselves. Looking through all of
 # /sys takes a second each time on an emulated host.
 modaliases() {
-    for bus in pci virtio vmbus xen usb scsi mmc; do
-        cat "/sys/bus/$bus/devices/"*/modalias 2> /dev/null
-    done
+    cat /sys/bus/pci/devices/*/modalias /sys/bus/virtio/devices/*/modalias \
+        /sys/bus/vmbus/devices/*/modalias /sys/bus/xen/devices/*/modalias \
+        /sys/bus/usb/devices/*/modalias /sys/bus/scsi/devices/*/modalias \
+        /sys/bus/mmc/devices/*/modalias 2> /dev/null
 }
 
 # Loading the driver of a bus shows new devices on it; go on until no new one shows. A

@@ -26,6 +26,7 @@ from script.bench_parts.machine import MemoryWatch
 RUN_LIMIT: Final = timedelta(minutes=15)
 IPMITOOL_LIMIT_S: Final = 30
 POLL_S: Final = 1.0
+EVENTS_MAX: Final = 1000
 SETTLE_LIMIT: Final = timedelta(seconds=30)
 
 # In the order in which they end.
@@ -100,7 +101,9 @@ def run_ours(site: Site, host: Host, release: str) -> Run:
             raise DeviceError("the reimage failed", host=host.name, found=operation["error"])
         console.wait_for("finished", limit=timedelta(seconds=5))
     with site.client() as client:
-        events = [e for e in client.host_events(host.name) if _epoch(e["at"]) >= began]
+        events = [
+            e for e in client.host_events(host.name, limit=EVENTS_MAX) if _epoch(e["at"]) >= began
+        ]
     (_keep(lab, host) / "operation.json").write_text(json.dumps([operation, events], indent=1))
     script = next(_epoch(e["at"]) for e in events if "deploy ramdisk" in e["text"])
     stages = _stages(

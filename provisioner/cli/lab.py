@@ -65,16 +65,37 @@ def lab() -> None:
 
 
 @lab.command()
-@click.option("--hosts", "count", type=click.IntRange(1, 64), default=2, show_default=True)
+@click.option(
+    "--hosts",
+    "count",
+    type=click.IntRange(1, 64),
+    default=2,
+    show_default=True,
+    help="How many hosts.",
+)
 @click.option(
     "--firmware",
     default="bios,uefi",
     show_default=True,
     help="bios or uefi, or a list that the hosts take turns with: bios,uefi.",
 )
-@click.option("--disk-gib", type=click.FloatRange(0.01), default=4.0, show_default=True)
-@click.option("--disks", type=click.IntRange(0, 8), default=1, show_default=True)
-@click.option("--memory-mib", type=click.IntRange(128), default=1024, show_default=True)
+@click.option(
+    "--disk-gib",
+    type=click.FloatRange(0.01),
+    default=4.0,
+    show_default=True,
+    help="Size of each disk.",
+)
+@click.option(
+    "--disks", type=click.IntRange(0, 8), default=1, show_default=True, help="Disks in each host."
+)
+@click.option(
+    "--memory-mib",
+    type=click.IntRange(128),
+    default=1024,
+    show_default=True,
+    help="Memory of each host.",
+)
 @click.option(
     "--boot-order",
     type=click.Choice(["disk-first", "network-first"]),
@@ -89,7 +110,13 @@ def lab() -> None:
     show_default=True,
     help="Who netboots a UEFI host: its firmware by TFTP, or iPXE in the NIC.",
 )
-@click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto")
+@click.option(
+    "--accel",
+    type=click.Choice(["auto", "kvm", "tcg"]),
+    default="auto",
+    show_default=True,
+    help="auto takes KVM only where it was seen to boot Linux.",
+)
 @click.option(
     "--kernel",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

@@ -10,7 +10,16 @@ import pytest
 from provisioner.core.manifest import Manifest
 from provisioner.lab import Lab, LabHost
 from provisioner.lab.site import Site
-from tests.lab.sites import a_site, deploy, disk_path, put_old_system, reached
+from tests.lab.sites import (
+    BOOT_LIMIT,
+    a_site,
+    deploy,
+    disk_path,
+    host_of,
+    put_old_system,
+    reached,
+    until,
+)
 
 OLDER, NEWER = "2026.11.1", "2026.11.2"
 
@@ -28,6 +37,25 @@ class Fleet:
     newer: Manifest
     names: tuple[str, str] = ("lab-1", "lab-2")
     stranger: str = "lab-3"
+
+    def running_on(self, name: str) -> Manifest:
+        """Return the release that a known host runs."""
+        digest = host_of(self.site, name)["release"]
+        return next(one for one in (self.older, self.newer) if one.digest == digest)
+
+    def bring_up(self, name: str) -> str:
+        """Return the address of a known host that answers ssh, switching it on if it is off."""
+        with self.site.client() as client:
+            rows = [row for row in client.operations(host=name) if row["kind"] == "deployment"]
+        address: str = rows[0]["evidence"]["address"]
+        self.site.lab.power(name, "on")
+        answers = ["timeout", "5", "bash", "-c", f"read -r line < /dev/tcp/{address}/22"]
+        until(
+            f"{name} answers ssh at {address}",
+            lambda: self.site.lab.run(answers).returncode == 0,
+            BOOT_LIMIT,
+        )
+        return address
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.lab.conftest import Fleet
-from tests.lab.sites import OLD_SYSTEM, disk_digest, disk_path, says, timeline
+from tests.lab.sites import OLD_SYSTEM, disk_digest, disk_path, says, ssh, timeline
 
 pytestmark = pytest.mark.lab
 
@@ -50,6 +50,10 @@ def test_field_01_after_success_every_host_boots_its_own_disk_ten_times_of_ten(
         scripts = _scripts(fleet, name)[len(asked[name]) :]
         assert len(scripts) >= TIMES
         assert all("no boot ticket" in script for script in scripts)
+        # Ten power cuts, the first one right after success, and it is whole.
+        running = ssh(site, fleet.bring_up(name), "systemctl is-active ssh; cat /etc/os-release")
+        assert running.startswith("active\n")
+        assert f"IMAGE_VERSION={fleet.running_on(name).version}\n" in running + "\n"
     assert disk_digest(disk_path(site, fleet.stranger)) == stranger_before
     with site.client() as client:
         assert [host["name"] for host in client.hosts()] == list(fleet.names)

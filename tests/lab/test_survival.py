@@ -29,7 +29,7 @@ def test_field_04_a_deployment_survives_three_kills_of_the_service(fleet: Fleet)
         client.save_profile("patient", document)
         client.change_host(name, {"profile": "patient"})
     before = host_of(site, name)
-    release = fleet.newer if before["release"] == fleet.older.digest else fleet.older
+    release = fleet.newer if fleet.running_on(name) == fleet.older else fleet.older
     deployments = len(rows(fleet, "select id from operations"))
     permitted = _permissions(fleet, name)
     operation = deploy(site, [name], release.name)[name]

@@ -37,6 +37,9 @@ def main() -> int:
     """Report until it is accepted. Return 0 then, and 1 when patience ran out."""
     with open(CONFIG, encoding="utf-8") as file:
         config = json.load(file)
+    # What the first boot made is on the disk before anyone counts on it: a power cut right
+    # after success has left a host with an empty ssh key, and cloud-init makes none again.
+    os.sync()
     ends_at = time.monotonic() + PATIENCE_S
     pause_s = FIRST_PAUSE_S
     while True:

@@ -73,7 +73,7 @@ def test_running_hosts_are_reimaged_and_nothing_of_the_old_system_is_left(fleet:
     old = {name: fleet.running_on(name) for name in fleet.names}
     new = {name: fleet.newer if old[name] == fleet.older else fleet.older for name in old}
     with ThreadPoolExecutor(2) as pool:
-        addresses = list(pool.map(lambda name: fleet.bring_up(name), fleet.names))
+        addresses = list(pool.map(fleet.bring_up, fleet.names))
     before = {}
     for name, address in zip(fleet.names, addresses, strict=True):
         before[name] = Identity.of(fleet, address)

@@ -1,5 +1,6 @@
 """What an agent or a reporter sent, taken out with its type checked. Decides nothing."""
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -14,6 +15,10 @@ SESSION_LENGTH: Final = 64
 ATTEMPTS_MAX: Final = 1_000_000
 DISKS_MAX: Final = 256
 LIST_MAX: Final = 50
+# It is loaded with every row of its host, and an error with every row of its operation.
+INVENTORY_BYTES_MAX: Final = 128 * 1024
+FOUND_BYTES_MAX: Final = 64 * 1024
+DETAIL_BYTES_MAX: Final = 4 * 1024
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,9 @@ def inventory_in(body: Json) -> Json:
             raise RequestError(f"the inventory has no usable {key}", expected="a list")
     for disk in inventory["disks"]:
         Disk.from_dict(disk)
+    size = len(json.dumps(inventory))
+    if size > INVENTORY_BYTES_MAX:
+        raise RequestError("the inventory is too large", expected=INVENTORY_BYTES_MAX, found=size)
     return inventory
 
 
@@ -71,6 +79,12 @@ def number_in(body: Json, key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise RequestError(f"{key} is missing", expected="a whole number", found=value)
     return value
+
+
+def bounded(value: object, bytes_max: int) -> object:
+    """Return a JSON value as it is, or the start of its text when it is larger."""
+    text = json.dumps(value)
+    return value if len(text) <= bytes_max else f"{text[:TEXT_MAX]} … ({len(text)} bytes)"
 
 
 def texts_in(body: Json, key: str) -> list[str]:

@@ -23,7 +23,18 @@ from provisioner.core.model import (
 )
 from provisioner.errors import Gone, TrustError
 
-from .agent_bodies import TEXT_MAX, Hello, event_of, hello_in, number_in, object_in, text_in
+from .agent_bodies import (
+    DETAIL_BYTES_MAX,
+    FOUND_BYTES_MAX,
+    TEXT_MAX,
+    Hello,
+    bounded,
+    event_of,
+    hello_in,
+    number_in,
+    object_in,
+    text_in,
+)
 from .chance import Derived, digest_of, new_token
 from .homecoming import Homecoming
 from .identity import TicketRefused as TicketRefused
@@ -224,9 +235,9 @@ class AgentSessions:
         error = {
             "code": str(body.get("code", "agent"))[:100],
             "message": str(body.get("message", "the agent gave up"))[:TEXT_MAX],
-            "expected": body.get("expected"),
-            "found": body.get("found"),
-            "hint": body.get("hint"),
+            "expected": bounded(body.get("expected"), DETAIL_BYTES_MAX),
+            "found": bounded(body.get("found"), FOUND_BYTES_MAX),
+            "hint": bounded(body.get("hint"), DETAIL_BYTES_MAX),
         }
         with self._store.begin() as tx:
             _, operation, host = self._session(tx, token, ended=True)
@@ -247,7 +258,7 @@ class AgentSessions:
         evidence: Json = {
             "written_bytes": number_in(body, "written_bytes"),
             "fetched_bytes": number_in(body, "fetched_bytes"),
-            "agent_seconds": object_in(body, "seconds"),
+            "agent_seconds": bounded(object_in(body, "seconds"), DETAIL_BYTES_MAX),
         }
         with self._store.begin() as tx:
             _, operation, host = self._session(tx, token)

@@ -13,11 +13,12 @@ from provisioner.core.lifecycle import E, NotAllowed
 from provisioner.core.model import Host, Json, Kind, Operation, OperationId, Phase
 from provisioner.errors import ProvisionerError, TrustError
 
-from .agent_bodies import event_of, text_in, texts_in
+from .agent_bodies import DETAIL_BYTES_MAX, bounded, event_of, text_in, texts_in
 from .chance import Derived
 from .transitions import Transitions
 
 REPORTER: Final = "reporter"
+_TOLD: Final = ("release_id", "root_disk", "boot_id", "machine_id_digest", "kernel", "os_release")
 _BOOTED: Final = (Phase.BOOTING, Phase.PROVING)
 # The agent was done, but could not tell: the service was away for too long.
 _UNHEARD: Final = Phase.VERIFYING
@@ -77,14 +78,9 @@ class Homecoming:
         evidence: Json = {
             "nonce": "the deployment's own",
             "address": source,
-            "release_id": body.get("release_id"),
-            "root_disk": body.get("root_disk"),
-            "boot_id": body.get("boot_id"),
-            "machine_id_digest": body.get("machine_id_digest"),
             "ssh_host_keys": texts_in(body, "ssh_host_keys"),
-            "kernel": body.get("kernel"),
-            "os_release": body.get("os_release"),
             "failed_units": texts_in(body, "failed_units"),
+            **{key: bounded(body.get(key), DETAIL_BYTES_MAX) for key in _TOLD},
         }
         self._transitions.apply(
             tx,
@@ -118,7 +114,7 @@ def _mismatch(body: Json, operation: Operation, release_id: str | None) -> Json 
             "code": "wrong_system",
             "message": "the host came up with another system than the deployed one",
             "expected": release_id,
-            "found": body.get("release_id"),
+            "found": bounded(body.get("release_id"), DETAIL_BYTES_MAX),
             "hint": "check the boot order: it may have started an old system from another disk",
         }
     if _name_of(found, disk) != _name_of(disk, disk):
@@ -126,7 +122,7 @@ def _mismatch(body: Json, operation: Operation, release_id: str | None) -> Json 
             "code": "wrong_disk",
             "message": "the host runs from another disk than the deployed one",
             "expected": disk,
-            "found": found,
+            "found": bounded(found, DETAIL_BYTES_MAX),
             "hint": "check the boot order, and whether two disks carry the same file system",
         }
     return None

@@ -218,3 +218,22 @@ def test_no_secret_stands_in_the_database_in_clear(site: Site, agent: Agent) -> 
         content = file.read()
     for secret in (BMC_PASSWORD, agent.ticket, agent.token):
         assert secret.encode() not in content
+
+
+def test_what_is_kept_of_a_report_is_bounded(site: Site, agent: Agent) -> None:
+    """An agent may send a body of a mebibyte; rows that are read at every look may not hold it."""
+    agent.until(Phase.PREPARING)
+    site.agents.failed(
+        agent.token,
+        {"generation": agent.generation, "code": "x", "message": "m", "found": "f" * 500_000},
+    )
+    error = agent.operation().error
+    assert error is not None
+    assert len(error["found"]) < 3000
+    assert "500002 bytes" in error["found"]
+
+
+def test_an_inventory_without_end_is_refused(agent: Agent) -> None:
+    agent.inventory = {**inventory(1), "cpu": {"model": "x" * 200_000, "count": 1}}
+    with pytest.raises(RequestError, match="too large"):
+        agent.boots().hello()

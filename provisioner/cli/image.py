@@ -148,6 +148,8 @@ def _publisher(config: Path) -> Iterator[Callable[["BuiltImage"], "Manifest"]]:
     from provisioner.settings import load
 
     settings = load(config)
+    # A first image may be published before the service has ever run.
+    wiring.prepare(settings)
     service = wiring.build(settings)
     try:
         publisher = wiring.publisher(settings, service, actor="cli")

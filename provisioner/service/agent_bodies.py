@@ -87,6 +87,17 @@ def bounded(value: object, bytes_max: int) -> object:
     return value if len(text) <= bytes_max else f"{text[:TEXT_MAX]} … ({len(text)} bytes)"
 
 
+def error_in(body: Json) -> Json:
+    """Return why an agent gave up, each part within its limit."""
+    return {
+        "code": str(body.get("code", "agent"))[:100],
+        "message": str(body.get("message", "the agent gave up"))[:TEXT_MAX],
+        "expected": bounded(body.get("expected"), DETAIL_BYTES_MAX),
+        "found": bounded(body.get("found"), FOUND_BYTES_MAX),
+        "hint": bounded(body.get("hint"), DETAIL_BYTES_MAX),
+    }
+
+
 def texts_in(body: Json, key: str) -> list[str]:
     """Return a list of short texts, cut to its limits; an absent or odd one is empty."""
     value = body.get(key)

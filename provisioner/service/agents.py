@@ -25,10 +25,9 @@ from provisioner.errors import Gone, TrustError
 
 from .agent_bodies import (
     DETAIL_BYTES_MAX,
-    FOUND_BYTES_MAX,
-    TEXT_MAX,
     Hello,
     bounded,
+    error_in,
     event_of,
     hello_in,
     number_in,
@@ -232,13 +231,7 @@ class AgentSessions:
     def failed(self, token: str, body: Json) -> Json:
         """Save why the agent gave up. Repeatable."""
         generation = number_in(body, "generation")
-        error = {
-            "code": str(body.get("code", "agent"))[:100],
-            "message": str(body.get("message", "the agent gave up"))[:TEXT_MAX],
-            "expected": bounded(body.get("expected"), DETAIL_BYTES_MAX),
-            "found": bounded(body.get("found"), FOUND_BYTES_MAX),
-            "hint": bounded(body.get("hint"), DETAIL_BYTES_MAX),
-        }
+        error = error_in(body)
         with self._store.begin() as tx:
             _, operation, host = self._session(tx, token, ended=True)
             if not operation.is_final:

@@ -98,6 +98,11 @@ def error_in(body: Json) -> Json:
     }
 
 
+def seconds_in(body: Json) -> object:
+    """Return how long the agent's steps took, within a limit."""
+    return bounded(object_in(body, "seconds"), DETAIL_BYTES_MAX)
+
+
 def texts_in(body: Json, key: str) -> list[str]:
     """Return a list of short texts, cut to its limits; an absent or odd one is empty."""
     value = body.get(key)

@@ -24,19 +24,19 @@ from provisioner.core.model import (
 from provisioner.errors import Gone, TrustError
 
 from .agent_bodies import (
-    DETAIL_BYTES_MAX,
     Hello,
-    bounded,
     error_in,
     event_of,
     hello_in,
     number_in,
     object_in,
+    seconds_in,
     text_in,
 )
 from .chance import Derived, digest_of, new_token
 from .homecoming import Homecoming
 from .identity import TicketRefused as TicketRefused
+from .identity import TokenRefused as TokenRefused
 from .identity import check_identity, with_inventory
 from .seeds import render_seed
 from .transitions import Transitions
@@ -48,10 +48,6 @@ TOKEN_MARGIN: Final = timedelta(hours=1)
 AGENT: Final = "agent"
 # Where an operation's evidence keeps the session that used its ticket.
 SESSION: Final = "agent_session"
-
-
-class TokenRefused(TrustError):
-    code = "token_refused"
 
 
 class AgentSessions:
@@ -251,7 +247,7 @@ class AgentSessions:
         evidence: Json = {
             "written_bytes": number_in(body, "written_bytes"),
             "fetched_bytes": number_in(body, "fetched_bytes"),
-            "agent_seconds": bounded(object_in(body, "seconds"), DETAIL_BYTES_MAX),
+            "agent_seconds": seconds_in(body),
         }
         with self._store.begin() as tx:
             _, operation, host = self._session(tx, token)

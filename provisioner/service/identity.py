@@ -21,6 +21,10 @@ class TicketRefused(TrustError):
     code = "ticket_refused"
 
 
+class TokenRefused(TrustError):
+    code = "token_refused"
+
+
 def with_inventory(host: Host, inventory: Json) -> Host:
     """Return the host with its inventory and what was not known of it before."""
     uuid = str(inventory.get("uuid") or "").lower()

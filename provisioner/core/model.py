@@ -159,6 +159,47 @@ class Host:
         return None
 
 
+def new_host(
+    host_id: HostId,
+    name: str,
+    macs: tuple[str, ...],
+    created_at: datetime,
+    *,
+    is_confirmed: bool = True,
+    local_boot: LocalBoot = LocalBoot.AUTO,
+    firmware: Firmware | None = None,
+    uuid: str | None = None,
+    serial: str | None = None,
+    profile: str | None = None,
+    bmc: BmcAddress | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Host:
+    """Return a host that nothing has happened to yet."""
+    return Host(
+        id=host_id,
+        name=name,
+        state=HostState.ENROLLED,
+        macs=macs,
+        firmware=firmware,
+        local_boot=local_boot,
+        uuid=uuid,
+        serial=serial,
+        profile=profile,
+        bmc=bmc,
+        generation=0,
+        release=None,
+        last_good=None,
+        is_confirmed=is_confirmed,
+        is_protected=False,
+        in_maintenance=False,
+        quarantine_reason=None,
+        labels=dict(labels or {}),
+        inventory=None,
+        root_disk=None,
+        created_at=created_at,
+    )
+
+
 @dataclass(frozen=True)
 class Operation:
     """One attempt at one thing on one host.

@@ -20,11 +20,11 @@ from provisioner.core.lifecycle import RUNG_LAST
 from provisioner.core.model import (
     Event,
     Host,
-    HostState,
     Kind,
     LocalBoot,
     Operation,
     Phase,
+    new_host,
 )
 from provisioner.errors import Conflict
 
@@ -214,26 +214,13 @@ class BootService:
 
 def _discovered(request: BootRequest, now: datetime) -> Host:
     uuid = (request.uuid or "").lower()
-    return Host(
-        id=new_host_id(),
-        name=f"new-{request.mac.replace(':', '')}",
-        state=HostState.ENROLLED,
-        macs=(request.mac,),
+    return new_host(
+        new_host_id(),
+        f"new-{request.mac.replace(':', '')}",
+        (request.mac,),
+        now,
+        is_confirmed=False,
         firmware=request.firmware,
-        local_boot=LocalBoot.AUTO,
         uuid=uuid if uuid and uuid not in EMPTY_UUIDS else None,
         serial=request.serial,
-        profile=None,
-        bmc=None,
-        generation=0,
-        release=None,
-        last_good=None,
-        is_confirmed=False,
-        is_protected=False,
-        in_maintenance=False,
-        quarantine_reason=None,
-        labels={},
-        inventory=None,
-        root_disk=None,
-        created_at=now,
     )

@@ -12,10 +12,10 @@ from provisioner.core.model import (
     Firmware,
     Host,
     HostId,
-    HostState,
     Json,
     LocalBoot,
     PowerState,
+    new_host,
 )
 from provisioner.errors import Conflict, RequestError
 
@@ -218,28 +218,18 @@ class Hosts:
 
     def _enrolled(self, tx: Tx, spec: HostSpec) -> Host:
         _check_profile(tx, spec.profile, spec.name)
-        return Host(
-            id=self._new_id(),
-            name=spec.name,
-            state=HostState.ENROLLED,
-            macs=spec.macs,
-            firmware=spec.firmware,
+        return new_host(
+            self._new_id(),
+            spec.name,
+            spec.macs,
+            self._clock(),
             local_boot=spec.local_boot,
+            firmware=spec.firmware,
             uuid=spec.uuid.lower() if spec.uuid else None,
             serial=spec.serial,
             profile=spec.profile,
             bmc=spec.bmc,
-            generation=0,
-            release=None,
-            last_good=None,
-            is_confirmed=True,
-            is_protected=False,
-            in_maintenance=False,
-            quarantine_reason=None,
-            labels=dict(spec.labels),
-            inventory=None,
-            root_disk=None,
-            created_at=self._clock(),
+            labels=spec.labels,
         )
 
     def _save(self, tx: Tx, before: Host, after: Host, action: str, actor: str) -> None:

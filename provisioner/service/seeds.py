@@ -13,11 +13,10 @@ import yaml
 from provisioner.core.model import (
     Host,
     HostId,
-    HostState,
     Json,
-    LocalBoot,
     Operation,
     Profile,
+    new_host,
 )
 from provisioner.core.profile import filled
 from provisioner.errors import RequestError
@@ -107,26 +106,12 @@ _EXAMPLE = "example-of-"
 
 
 def _example_host(profile: str) -> Host:
-    return Host(
-        id=HostId("host_example"),
-        name=f"{_EXAMPLE}{profile}",
-        state=HostState.ENROLLED,
-        macs=("02:00:00:00:00:01",),
-        firmware=None,
-        local_boot=LocalBoot.AUTO,
+    return new_host(
+        HostId("host_example"),
+        f"{_EXAMPLE}{profile}",
+        ("02:00:00:00:00:01",),
+        datetime(2000, 1, 1, tzinfo=UTC),
         uuid="00000000-0000-4000-8000-000000000001",
         serial="EXAMPLE",
         profile=profile,
-        bmc=None,
-        generation=0,
-        release=None,
-        last_good=None,
-        is_confirmed=True,
-        is_protected=False,
-        in_maintenance=False,
-        quarantine_reason=None,
-        labels={},
-        inventory=None,
-        root_disk=None,
-        created_at=datetime(2000, 1, 1, tzinfo=UTC),
     )

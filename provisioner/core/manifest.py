@@ -1,4 +1,4 @@
-"""The manifest of a release: what it is, and the digest of each of its chunks.
+"""The manifest of a release: what it is, and the digests of all that belongs to it.
 
 No I/O and no signatures. Imports only the standard library: it runs in the ramdisk.
 """
@@ -9,20 +9,26 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
 from provisioner.errors import RequestError, TrustError
 
-FORMAT: Final = 1
-# A 1 TiB image in 1 MiB chunks makes a manifest of 70 MB; beyond it, use larger chunks.
+FORMAT: Final = 2
+# A 64 GiB image in 64 KiB chunks makes a manifest of 70 MB; beyond it, use larger chunks.
 MANIFEST_BYTES_MAX: Final = 96 * 1024 * 1024
 CHUNK_BYTES_MIN: Final = 64 * 1024
 CHUNK_BYTES_MAX: Final = 16 * 1024 * 1024
 PARTITIONS_MAX: Final = 128
 PACKAGES_MAX: Final = 100_000
+ARGUMENTS_MAX: Final = 256
+ATTACHMENTS_MAX: Final = 16
+FILES: Final = "files.json"
+"""The attachment that lists every file of the root."""
+SPDX: Final = "spdx.json"
+"""The attachment that lists every package, in SPDX."""
 
 ARCHITECTURES: Final = frozenset({"amd64", "arm64"})
 FIRMWARES: Final = frozenset({"bios", "uefi", "secure-boot"})
@@ -35,6 +41,9 @@ _MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _GUID: Final = re.compile(r"[0-9A-F]{8}(-[0-9A-F]{4}){3}-[0-9A-F]{12}")
 _LABEL: Final = re.compile(r"[ -~]{1,36}")
 _TEXT: Final = re.compile(r"[ -~]{1,256}")
+_WORD: Final = re.compile(r"[!-~]{1,256}")
+_PATH: Final = re.compile(r"(/[!-.0-~]+)+")
+_ATTACHMENT: Final = re.compile(r"[a-z][a-z0-9-]{0,30}\.json")
 
 
 @dataclass(frozen=True)
@@ -49,16 +58,27 @@ class Partition:
 
 
 @dataclass(frozen=True)
+class BootFile:
+    """A kernel or an initrd in the root: what it takes to start the system without firmware."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """One release, immutable, with the fields of manifest format 1.
+    """One release, immutable, with the fields of manifest format 2.
 
     chunks holds one entry for each chunk_bytes of the image, the last perhaps
-    short: the sha256 of the raw bytes, or None where they are all zero.
-    stored_bytes is the compressed size of the distinct chunks. release_id also
-    stands in the image, at /usr/lib/provisioner/release.json, so that a running
+    short: the sha256 of the raw bytes, or None where they are all zero. release_id
+    also stands in the image, at /usr/lib/provisioner/release.json, so that a running
     system can say which release it is. root_digest is the sha256 of the root
     partition, or of the whole image where an imported image does not tell which
-    partition that is. Moments are UTC, `2026-11-23T12:00:00Z`.
+    partition that is. attachments holds the sha256 of each file beside the manifest.
+    parent is the digest of the release it was built on. built_at is the date of what
+    it was built from, so that building again gives the same digest. Moments are UTC,
+    `2026-11-23T12:00:00Z`.
 
     Raises RequestError when the fields do not belong together.
     """
@@ -69,7 +89,6 @@ class Manifest:
     size_bytes: int
     chunk_bytes: int
     chunks: tuple[str | None, ...]
-    stored_bytes: int
     firmware: tuple[str, ...]
     release_id: str
     root_digest: str
@@ -81,6 +100,10 @@ class Manifest:
     parent: str | None = None
     minimum_version: str | None = None
     expires_at: str | None = None
+    kernel: BootFile | None = None
+    initrd: BootFile | None = None
+    kernel_arguments: tuple[str, ...] = ()
+    attachments: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -88,6 +111,8 @@ class Manifest:
         object.__setattr__(self, "firmware", tuple(self.firmware))
         object.__setattr__(self, "partitions", tuple(self.partitions))
         object.__setattr__(self, "packages", MappingProxyType(dict(self.packages)))
+        object.__setattr__(self, "kernel_arguments", tuple(self.kernel_arguments))
+        object.__setattr__(self, "attachments", MappingProxyType(dict(self.attachments)))
         _check(self)
 
     @classmethod
@@ -116,7 +141,10 @@ class Manifest:
     def _canonical(self) -> bytes:
         value = {field.name: getattr(self, field.name) for field in fields(self)}
         value["partitions"] = [asdict(partition) for partition in self.partitions]
-        value["packages"] = dict(self.packages)
+        for name in _OBJECTS:
+            value[name] = dict(value[name])
+        for name in _BOOT_FILES:
+            value[name] = asdict(value[name]) if value[name] else None
         text = json.dumps(
             value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
         )
@@ -151,6 +179,10 @@ class Manifest:
     def stored_chunks(self) -> Iterator[tuple[int, str]]:
         """Yield (index, digest) of the chunks that are not all zero, in order."""
         return ((i, digest) for i, digest in enumerate(self.chunks) if digest)
+
+
+_OBJECTS: Final = ("packages", "attachments")
+_BOOT_FILES: Final = ("kernel", "initrd")
 
 
 def is_digest(value: object) -> bool:
@@ -218,21 +250,27 @@ def _fields_of(value: dict[str, Any]) -> dict[str, Any]:
         raise RequestError("unknown manifest format", expected=str(FORMAT), found=repr(found))
     _keys("the manifest", value, {field.name for field in fields(Manifest)})
     arguments = dict(value)
-    for name in ("chunks", "firmware", "partitions"):
+    for name in ("chunks", "firmware", "partitions", "kernel_arguments"):
         if not isinstance(value[name], list):
             raise _wrong(name, "a list", value[name])
         arguments[name] = tuple(value[name])
-    arguments["partitions"] = tuple(_partition(item) for item in arguments["partitions"])
-    if not isinstance(value["packages"], dict):
-        raise _wrong("packages", "an object", value["packages"])
+    arguments["partitions"] = tuple(
+        Partition(**_object("a partition", item, Partition)) for item in arguments["partitions"]
+    )
+    for name in _OBJECTS:
+        if not isinstance(value[name], dict):
+            raise _wrong(name, "an object", value[name])
+    for name in _BOOT_FILES:
+        if value[name] is not None:
+            arguments[name] = BootFile(**_object(name, value[name], BootFile))
     return arguments
 
 
-def _partition(item: object) -> Partition:
+def _object(where: str, item: object, kind: type[Partition | BootFile]) -> dict[str, Any]:
     if not isinstance(item, dict):
-        raise _wrong("partitions", "objects", item)
-    _keys("a partition", item, {field.name for field in fields(Partition)})
-    return Partition(**item)
+        raise _wrong(where, "an object", item)
+    _keys(where, item, {field.name for field in fields(kind)})
+    return item
 
 
 def _keys(where: str, value: Mapping[str, object], expected: set[str]) -> None:
@@ -244,7 +282,7 @@ def _keys(where: str, value: Mapping[str, object], expected: set[str]) -> None:
 
 
 def _check(manifest: Manifest) -> None:
-    """Raise RequestError at the first field that is not what format 1 allows."""
+    """Raise RequestError at the first field that is not what format 2 allows."""
     if type(manifest.format) is not int or manifest.format != FORMAT:
         raise _wrong("format", str(FORMAT), manifest.format)
     check_image_name(manifest.image)
@@ -266,6 +304,8 @@ def _check(manifest: Manifest) -> None:
     _check_chunks(manifest)
     _check_partitions(manifest)
     _check_packages(manifest.packages)
+    _check_boot_files(manifest)
+    _check_attachments(manifest.attachments)
 
 
 def _check_firmware(firmware: tuple[object, ...]) -> None:
@@ -276,7 +316,6 @@ def _check_firmware(firmware: tuple[object, ...]) -> None:
 
 def _check_chunks(manifest: Manifest) -> None:
     _number("size_bytes", manifest.size_bytes, 1)
-    _number("stored_bytes", manifest.stored_bytes, 0)
     _number("chunk_bytes", manifest.chunk_bytes, CHUNK_BYTES_MIN, CHUNK_BYTES_MAX)
     if manifest.chunk_bytes & (manifest.chunk_bytes - 1):
         raise _wrong("chunk_bytes", "a power of two", manifest.chunk_bytes)
@@ -315,6 +354,28 @@ def _check_packages(packages: Mapping[str, str]) -> None:
     for name, version in packages.items():
         _match("package name", name, _TEXT, "1 to 256 printable characters")
         _match("package version", version, _TEXT, "1 to 256 printable characters")
+
+
+def _check_boot_files(manifest: Manifest) -> None:
+    for name in _BOOT_FILES:
+        file = getattr(manifest, name)
+        if file is None:
+            continue
+        _match(f"{name} path", file.path, _PATH, "an absolute path")
+        _match(f"{name} sha256", file.sha256, _DIGEST, "a sha256 in hex")
+        _number(f"{name} size_bytes", file.size_bytes, 1)
+    if len(manifest.kernel_arguments) > ARGUMENTS_MAX:
+        raise _wrong("kernel_arguments", f"at most {ARGUMENTS_MAX}", len(manifest.kernel_arguments))
+    for argument in manifest.kernel_arguments:
+        _match("kernel_arguments", argument, _WORD, "printable words without blanks")
+
+
+def _check_attachments(attachments: Mapping[str, str]) -> None:
+    if len(attachments) > ATTACHMENTS_MAX:
+        raise _wrong("attachments", f"at most {ATTACHMENTS_MAX}", len(attachments))
+    for name, digest in attachments.items():
+        _match("attachment name", name, _ATTACHMENT, "a name such as files.json")
+        _match("attachment sha256", digest, _DIGEST, "a sha256 in hex")
 
 
 def _match(name: str, value: object, pattern: re.Pattern[str], expected: str) -> None:

@@ -1,108 +1,149 @@
 """Cut a raw image into chunks, and read them back. Knows no releases and no keys.
 
-Holds a few chunks at a time in memory, however large the image is.
+Holds a few regions at a time in memory, however large the image is.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import zstandard
 
 from provisioner.errors import NotFound, TrustError, Unavailable
+from provisioner.imaging.blobs import Blobs
 
-CHUNK_BYTES: Final = 1024 * 1024
-# Each worker holds one chunk raw and compressed: with the largest chunk, 16 MiB, this
-# stays below 160 MiB.
-WORKERS_MAX: Final = 4
-# Level 3 stores a Debian root in a third of its size at the speed of a fast disk; higher
-# levels cost a multiple of the time for a few percent.
-ZSTD_LEVEL: Final = 3
+CHUNK_BYTES: Final = 64 * 1024
+# A worker deals with so much of the image at a time, or with one chunk where that is more.
+REGION_BYTES: Final = 4 * 1024 * 1024
+# More than there are processors: most of the time of one goes into waiting for the disk.
+WORKERS: Final = 4
+ZSTD_LEVEL: Final = 9
 # A chunk that does not compress grows by the frame's own few bytes; nothing grows by more.
-FRAME_OVERHEAD_BYTES_MAX: Final = 1024 * 1024
-_BATCH: Final = 256
+FRAME_OVERHEAD_BYTES_MAX: Final = 64 * 1024
 _READ_BYTES: Final = 1024 * 1024
 
 
-@dataclass(frozen=True)
+@dataclass
 class Chunked:
-    """The digest of each chunk (None for zeros), and the bytes the distinct ones take."""
+    """The digest of each chunk (None for zeros), what the distinct ones take, what is new.
 
-    chunks: tuple[str | None, ...]
-    stored_bytes: int
-
-
-def store_chunks(
-    raw: Path,
-    *,
-    chunk_bytes: int,
-    existing: Callable[[str], Path],
-    staging: Path,
-    progress: Callable[[int], None],
-) -> Chunked:
-    """Write each chunk that is not stored yet to staging, named by its digest.
-
-    existing tells where a stored chunk would be; a damaged one is written anew.
-    Each file in staging is whole and durable when this returns. progress gets
-    the bytes of the image dealt with so far. Raises Unavailable when the disk is
-    full.
+    stored maps each distinct digest to the bytes of its blob; added are the names of blobs
+    that were not there before, for whoever has to take them back.
     """
-    size_bytes = raw.stat().st_size
-    digests: list[str | None] = [None] * -(-size_bytes // chunk_bytes)
-    sizes: dict[str, int] = {}
-    descriptor = os.open(raw, os.O_RDONLY)
 
-    def store(index: int) -> tuple[int, str | None, int]:
-        data = _read_at(descriptor, index * chunk_bytes, chunk_bytes, size_bytes)
-        if not data.strip(b"\0"):
-            return index, None, 0
-        digest = hashlib.sha256(data).hexdigest()
-        return index, digest, _store(data, digest, existing(digest), staging)
+    chunks: list[str | None]
+    stored: dict[str, int] = field(default_factory=dict)
+    added: set[str] = field(default_factory=set)
 
-    try:
-        with ThreadPoolExecutor(min(WORKERS_MAX, os.cpu_count() or 1)) as pool:
-            for batch in _batches(_data_chunks(descriptor, chunk_bytes, size_bytes)):
-                for index, digest, stored_bytes in pool.map(store, batch):
-                    digests[index] = digest
-                    if digest:
-                        sizes[digest] = stored_bytes
-                    progress(min((index + 1) * chunk_bytes, size_bytes))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise Unavailable(
-            f"the disk filled up while chunks were written to {staging.parent.parent}",
-            hint="free some space and publish again; nothing was left behind",
-        ) from error
-    finally:
-        os.close(descriptor)
-    progress(size_bytes)
-    return Chunked(tuple(digests), sum(sizes.values()))
+    @property
+    def stored_bytes(self) -> int:
+        return sum(self.stored.values())
 
 
-def read_chunk(path: Path, digest: str, length: int) -> bytes:
+def chunk_name(digest: str) -> str:
+    """Return the name of a chunk's blob: one zstd frame of its raw bytes."""
+    return f"chunks/{digest[:2]}/{digest}"
+
+
+class ChunkWriter:
+    """Stores the chunks of one image; each is durable when `store` returns.
+
+    After an error `result.added` still tells which blobs are new.
+    """
+
+    def __init__(self, raw: Path, blobs: Blobs, chunk_bytes: int) -> None:
+        self._raw = raw
+        self._blobs = blobs
+        self._chunk_bytes = chunk_bytes
+        self._size_bytes = raw.stat().st_size
+        self._lock = threading.Lock()
+        self.result = Chunked([None] * -(-self._size_bytes // chunk_bytes))
+
+    def store(self, progress: Callable[[int], None]) -> Chunked:
+        """Store every chunk that is not stored yet; a damaged one is written anew.
+
+        progress gets the bytes of the image dealt with so far. Raises Unavailable when
+        the space is used up.
+        """
+        descriptor = os.open(self._raw, os.O_RDONLY)
+        try:
+            with ThreadPoolExecutor(WORKERS) as pool:
+                regions = _data_regions(descriptor, self._region_bytes, self._size_bytes)
+
+                def one(start: int) -> int:
+                    self._store_region(descriptor, start)
+                    return start
+
+                # In short batches, so that a huge image queues little work at once.
+                for batch in _batches(regions, 4 * WORKERS):
+                    for start in pool.map(one, batch):
+                        progress(min(start + self._region_bytes, self._size_bytes))
+        finally:
+            os.close(descriptor)
+        progress(self._size_bytes)
+        return self.result
+
+    @property
+    def _region_bytes(self) -> int:
+        return max(REGION_BYTES, self._chunk_bytes)
+
+    def _store_region(self, descriptor: int, start: int) -> None:
+        region = _read_at(descriptor, start, self._region_bytes, self._size_bytes)
+        for offset in range(0, len(region), self._chunk_bytes):
+            data = region[offset : offset + self._chunk_bytes]
+            if data.strip(b"\0"):
+                digest = hashlib.sha256(data).hexdigest()
+                self.result.chunks[(start + offset) // self._chunk_bytes] = digest
+                self._store_chunk(digest, data)
+
+    def _store_chunk(self, digest: str, data: bytes) -> None:
+        with self._lock:
+            if digest in self.result.stored:
+                return
+            # Whoever comes first stores it; nobody reads the size before all are done.
+            self.result.stored[digest] = 0
+        name = chunk_name(digest)
+        known = self._blobs.size(name)
+        with suppress(NotFound, TrustError):
+            if known is not None:
+                read_chunk(self._blobs, digest, len(data))
+                self.result.stored[digest] = known
+                return
+        frame = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(data)
+        if known is None:
+            with self._lock:
+                self.result.added.add(name)
+        self._blobs.write(name, frame)
+        self.result.stored[digest] = len(frame)
+
+
+def read_chunk(blobs: Blobs, digest: str, length: int) -> bytes:
     """Return the raw bytes of a stored chunk of this length.
 
-    Raises NotFound when the file is missing, TrustError when its content is not
-    what the digest says; a frame that claims another length is never unpacked.
+    Raises NotFound when the blob is missing, TrustError when its content is not what
+    the digest says; a frame that claims another length is never unpacked.
     """
-    try:
-        with path.open("rb") as file:
-            frame = file.read(length + FRAME_OVERHEAD_BYTES_MAX)
-    except FileNotFoundError as error:
-        raise NotFound(f"chunk {digest} is missing from the archive") from error
+    return unpack(blobs.read(chunk_name(digest), length + FRAME_OVERHEAD_BYTES_MAX), digest, length)
+
+
+def unpack(frame: bytes, digest: str, length: int) -> bytes:
+    """Return the raw bytes in a chunk's frame. Raises TrustError unless they fit the digest."""
     try:
         if zstandard.get_frame_parameters(frame).content_size != length:
             raise TrustError(f"chunk {digest} is damaged", expected=f"{length} bytes")
-        data = zstandard.ZstdDecompressor().decompress(frame, max_output_size=length)
+        data = zstandard.ZstdDecompressor().decompress(
+            frame, max_output_size=length, allow_extra_data=False
+        )
     except zstandard.ZstdError as error:
         raise TrustError(f"chunk {digest} is damaged", found="not a zstd frame") from error
     found = hashlib.sha256(data).hexdigest()
@@ -132,26 +173,6 @@ def data_bytes(raw: Path) -> int:
         os.close(descriptor)
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a new file that is on the disk, not only in memory, when this returns."""
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _store(data: bytes, digest: str, existing: Path, staging: Path) -> int:
-    """Keep this chunk, and return the bytes it takes stored."""
-    with suppress(NotFound, TrustError):
-        read_chunk(existing, digest, len(data))
-        return existing.stat().st_size
-    frame = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(data)
-    # Two workers may meet the same content at once: the first to create the file writes it.
-    with suppress(FileExistsError):
-        write_durably(staging / digest, frame)
-    return len(frame)
-
-
 def _read_at(descriptor: int, start: int, length: int, size_bytes: int) -> bytes:
     """Return exactly the bytes asked for, up to the end of the image."""
     wanted = min(length, size_bytes - start)
@@ -161,13 +182,13 @@ def _read_at(descriptor: int, start: int, length: int, size_bytes: int) -> bytes
     return data
 
 
-def _data_chunks(descriptor: int, chunk_bytes: int, size_bytes: int) -> Iterator[int]:
-    """Yield the index of each chunk that is not wholly a hole of the sparse file, in order."""
+def _data_regions(descriptor: int, region_bytes: int, size_bytes: int) -> Iterator[int]:
+    """Yield the start of each region that is not wholly a hole of the sparse file, in order."""
     following = 0
     for start, end in _extents(descriptor, size_bytes):
-        first = max(start // chunk_bytes, following)
-        following = -(-end // chunk_bytes)
-        yield from range(first, following)
+        first = max(start // region_bytes, following)
+        following = -(-end // region_bytes)
+        yield from (index * region_bytes for index in range(first, following))
 
 
 def _extents(descriptor: int, size_bytes: int) -> Iterator[tuple[int, int]]:
@@ -184,13 +205,6 @@ def _extents(descriptor: int, size_bytes: int) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-def _batches(items: Iterator[int]) -> Iterator[list[int]]:
-    """Yield the items in short lists, so that a huge image queues little work at once."""
-    batch: list[int] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
+def _batches(items: Iterator[int], length: int) -> Iterator[list[int]]:
+    while batch := list(itertools.islice(items, length)):
         yield batch

@@ -27,7 +27,9 @@ CHUNK_BYTES: Final = 64 * 1024
 REGION_BYTES: Final = 4 * 1024 * 1024
 # More than there are processors: most of the time of one goes into waiting for the disk.
 WORKERS: Final = 4
-ZSTD_LEVEL: Final = 9
+# Measured on a Debian root in chunks of 64 KiB: level 3 takes 12 % more than the whole image in
+# one frame, 6 takes 6 %, 9 takes 5 % at a third less speed.
+ZSTD_LEVEL: Final = 6
 # A chunk that does not compress grows by the frame's own few bytes; nothing grows by more.
 FRAME_OVERHEAD_BYTES_MAX: Final = 64 * 1024
 _READ_BYTES: Final = 1024 * 1024

@@ -1,77 +1,50 @@
-"""Recipes: what shall be in an image, as a YAML file, read strictly. Builds nothing."""
+"""Recipes: what shall be in an image, as a YAML file and its scripts, read strictly.
+
+A recipe may extend another. What is returned here is always the whole, ready to be built;
+nothing is built here.
+"""
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import hashlib
 import json
-import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar
 
-import yaml
-
-from provisioner.core.manifest import ARCHITECTURES, check_image_name
 from provisioner.errors import NotFound, RequestError
+from provisioner.imaging.hardening import parts_of
+from provisioner.imaging.recipe_layers import Layer, lacking, parse_layer, services_with_more
+from provisioner.imaging.recipe_parts import (
+    SCRIPT_BYTES_MAX,
+    Mirror,
+    RecipeFile,
+    Script,
+    Services,
+    package_name,
+    read_kernel,
+    read_packages,
+    read_script,
+)
+from provisioner.imaging.strict_yaml import did_you_mean
 
-RECIPE_FORMAT: Final = 1
 RECIPE_BYTES_MAX: Final = 1024 * 1024
-SIZE_BYTES_MIN: Final = 512 * 1024 * 1024
-SIZE_BYTES_MAX: Final = 64 * 1024**3
+# A recipe on a recipe on a recipe is as much as anybody can follow.
+LAYERS_MAX: Final = 8
 RECIPE_FILE: Final = "recipe.yaml"
 
-_PACKAGE: Final = re.compile(r"[a-z0-9][a-z0-9+.-]{1,127}")
-_UNIT: Final = re.compile(
-    r"[A-Za-z0-9@_.:-]{1,127}\.(service|socket|timer|target|mount|automount|path|slice)"
-)
-_PATH: Final = re.compile(r"(/[A-Za-z0-9@_.:+-]+)+")
-_PATTERN: Final = re.compile(r"(/[A-Za-z0-9@_.:+*?-]+)+")
-_URI: Final = re.compile(r"(https?|file)://[A-Za-z0-9._~:/%\[\]-]+")
-_WORD: Final = re.compile(r"[a-z0-9][a-z0-9./-]{0,63}")
-# What may stand on a kernel command line that a boot loader's script will hold.
-_ARGUMENT: Final = re.compile(r"[A-Za-z0-9_.,:=/@+-]{1,255}")
-_MODE: Final = re.compile(r"0[0-7]{3}")
-_SIZE: Final = re.compile(r"([1-9][0-9]{0,5})(MiB|GiB)")
-_UNITS: Final = {"MiB": 1024**2, "GiB": 1024**3}
-
-
-@dataclass(frozen=True)
-class Mirror:
-    """One package source: a suite of a Debian mirror, and components of it.
-
-    Without a uri it is the mirror that this machine's own apt has for the suite.
-    """
-
-    uri: str | None
-    suite: str
-    components: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class RecipeFile:
-    """One file the image holds; owned by root, mode in octal such as 0644."""
-
-    path: str
-    content: str
-    mode: str = "0644"
-
-
-@dataclass(frozen=True)
-class Services:
-    """Units to enable, disable and mask, in this order."""
-
-    enable: tuple[str, ...] = ()
-    disable: tuple[str, ...] = ()
-    mask: tuple[str, ...] = ()
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What shall be in an image. kernel is a package name; size_bytes that of the whole disk.
 
-    kernel_arguments_for holds (kernel package, further arguments) pairs.
+    Holds the whole: with all that the recipes below say, and the files, packages and units
+    that hardening consists of. packages are as apt takes them (name, name=version,
+    name/suite). kernel_arguments_for holds (kernel package, further arguments) pairs.
     """
 
     image: str
@@ -86,6 +59,7 @@ class Recipe:
     files: tuple[RecipeFile, ...]
     services: Services
     kernel_arguments_for: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    scripts: tuple[Script, ...] = ()
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -100,12 +74,18 @@ class Recipe:
     @property
     def digest(self) -> str:
         """The sha256 over everything the recipe says; comments and order of keys do not count."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        content = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def with_kernel(self, kernel: str) -> Recipe:
         """Return the same recipe with another kernel package."""
-        return replace(self, kernel=_matching("kernel", kernel, _PACKAGE, "a package name"))
+        return replace(self, kernel=read_kernel(kernel))
+
+    def with_packages(self, *packages: str) -> Recipe:
+        """Return the same recipe with more packages, or others of the same name."""
+        chosen = {package_name(package): package for package in read_packages(list(packages))}
+        known = {package_name(package): package for package in self.packages}
+        return replace(self, packages=tuple((known | chosen).values()))
 
 
 def find_recipe(name: str, folders: tuple[Path, ...] = ()) -> Path:
@@ -129,92 +109,120 @@ def find_recipe(name: str, folders: tuple[Path, ...] = ()) -> Path:
     raise NotFound(
         f"there is no recipe named {name}",
         expected=", ".join(known) or "a path to a recipe.yaml",
-        hint=_did_you_mean(name, known),
+        hint=did_you_mean(name, known),
     )
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Return the recipe in this file. Raises RequestError naming the key that is wrong."""
-    with path.open("rb") as file:
-        data = file.read(RECIPE_BYTES_MAX + 1)
-    if len(data) > RECIPE_BYTES_MAX:
-        raise RequestError(f"{path} is too large", expected=f"at most {RECIPE_BYTES_MAX} bytes")
-    try:
-        return parse_recipe(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{path} is not UTF-8 text") from error
-    except RequestError as error:
+    """Return the recipe in this file, together with those that it extends.
+
+    `extends` names a folder beside the recipe's own, or a recipe that comes with this
+    program; with a slash in it, a path from the recipe's folder. Raises RequestError and
+    NotFound naming the file and the key that is wrong.
+    """
+    layer = _load_layer(path)
+    seen = [path.resolve()]
+    while layer.extends is not None:
+        below_path = _find_below(layer.extends, seen[-1]).resolve()
+        if below_path in seen:
+            raise RequestError(
+                f"the recipe {path} extends itself",
+                expected="recipes that end at one that extends nothing",
+                found=" -> ".join(str(each) for each in (*seen, below_path)),
+            )
+        if len(seen) == LAYERS_MAX:
+            raise RequestError(
+                f"the recipe {path} stands on too many others",
+                expected=f"at most {LAYERS_MAX} on top of each other",
+            )
+        seen.append(below_path)
+        below = _load_layer(below_path)
+        layer = replace(below.under(layer), extends=below.extends)
+    with _about(path):
+        return _complete(layer)
+
+
+def parse_recipe(content: str) -> Recipe:
+    """Return the recipe that this YAML alone says, without files beside it."""
+    layer = parse_layer(content)
+    if layer.extends is not None or layer.script_names:
+        raise RequestError("a recipe that stands alone extends nothing and has no scripts")
+    return _complete(layer)
+
+
+def _complete(layer: Layer) -> Recipe:
+    """Return the recipe of all layers, with what its hardening consists of."""
+    if missing := lacking(layer):
+        raise RequestError(f"the recipe lacks {', '.join(missing)}")
+    hardening = parts_of(layer.hardening)
+    own = {file.path for file in layer.files}
+    if both := sorted(own & {file.path for file in hardening.files}):
         raise RequestError(
-            f"{path}: {error.message}", expected=error.expected, found=error.found, hint=error.hint
-        ) from error
-
-
-def parse_recipe(text: str) -> Recipe:
-    """Return the recipe that this YAML says; RequestError for everything it should not."""
-    value = _mapping("the recipe", _load(text))
-    _keys("the recipe", value, _REQUIRED, _OPTIONAL)
-    if type(value["format"]) is not int or value["format"] != RECIPE_FORMAT:
-        raise _wrong("format", str(RECIPE_FORMAT), value["format"])
-    check_image_name(value["image"])
-    if value["architecture"] not in ARCHITECTURES:
-        raise _wrong("architecture", " or ".join(sorted(ARCHITECTURES)), value["architecture"])
-    firmware = _strings("firmware", value["firmware"], re.compile("bios|uefi"), "bios, uefi")
-    if not firmware:
-        raise _wrong("firmware", "bios, uefi or both", [])
+            "hardening writes a file that the recipe holds, too",
+            found=", ".join(both),
+            hint="choose another path, or switch the measure off",
+        )
+    packages = _given(layer.packages)
+    named = {package_name(package) for package in packages}
     return Recipe(
-        image=value["image"],
-        architecture=value["architecture"],
-        mirrors=_mirrors(value["mirrors"]),
-        size_bytes=_size(value["size"]),
-        kernel=_matching("kernel", value["kernel"], _PACKAGE, "a package name"),
-        kernel_arguments=_strings(
-            "kernel_arguments", value["kernel_arguments"], _ARGUMENT, "words without blanks"
-        ),
-        kernel_arguments_for=_arguments_for(value.get("kernel_arguments_for", {})),
-        firmware=firmware,
-        packages=_strings("packages", value["packages"], _PACKAGE, "package names"),
-        exclude=_strings("exclude", value.get("exclude", []), _PATTERN, "absolute paths"),
-        files=_files(value.get("files", [])),
-        services=_services(value.get("services", {})),
+        image=layer.image,
+        architecture=_given(layer.architecture),
+        mirrors=_given(layer.mirrors),
+        size_bytes=_given(layer.size_bytes),
+        kernel=_given(layer.kernel),
+        kernel_arguments=_given(layer.kernel_arguments),
+        firmware=_given(layer.firmware),
+        packages=(*packages, *(one for one in hardening.packages if one not in named)),
+        exclude=layer.exclude,
+        files=(*layer.files, *hardening.files),
+        services=services_with_more(hardening.services, layer.services),
+        kernel_arguments_for=layer.kernel_arguments_for,
+        scripts=(*layer.scripts, *hardening.scripts),
     )
 
 
-_REQUIRED: Final = frozenset(
-    {
-        "format",
-        "image",
-        "architecture",
-        "mirrors",
-        "size",
-        "kernel",
-        "kernel_arguments",
-        "firmware",
-        "packages",
-    }
-)
-_OPTIONAL: Final = frozenset({"exclude", "files", "kernel_arguments_for", "services"})
+def _given(value: _T | None) -> _T:
+    """Return a value that `lacking` found to be there."""
+    assert value is not None
+    return value
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """A safe loader that refuses a key that stands in a mapping twice."""
+def _load_layer(path: Path) -> Layer:
+    """Return what this file alone says, with the scripts beside it."""
+    with _about(path):
+        data = _read(path, RECIPE_BYTES_MAX)
+        if len(data) > RECIPE_BYTES_MAX:
+            raise RequestError("the recipe is too large", expected=f"{RECIPE_BYTES_MAX} bytes")
+        try:
+            layer = parse_layer(data.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise RequestError("the recipe is not UTF-8 text") from error
+        scripts = tuple(_load_script(path.parent, name) for name in layer.script_names)
+        return replace(layer, scripts=scripts)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable) or key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands there twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+
+def _load_script(folder: Path, name: str) -> Script:
+    path = folder / name
+    # A link could lead out of the folder, to what nobody sees when reading the recipe.
+    if path.is_symlink() or not path.is_file():
+        raise RequestError(
+            f"there is no script {name} beside the recipe", expected=f"a file {path}"
+        )
+    return read_script(name, _read(path, SCRIPT_BYTES_MAX))
 
 
-def _load(text: str) -> object:
-    try:
-        return yaml.load(text, Loader=_StrictLoader)  # it is a SafeLoader
-    except (yaml.YAMLError, RecursionError) as error:
-        raise RequestError("the recipe is not YAML we accept", found=str(error)) from error
+def _read(path: Path, bytes_max: int) -> bytes:
+    """Return the file's bytes; of a larger one, one byte more than bytes_max."""
+    with path.open("rb") as file:
+        return file.read(bytes_max + 1)
+
+
+def _find_below(name: str, path: Path) -> Path:
+    """Return the recipe file that the `extends` of the recipe at path means."""
+    with _about(path):
+        if "/" in name:
+            return find_recipe(str(path.parent / name))
+        return find_recipe(name, (path.parent.parent,))
 
 
 def _shipped() -> tuple[Path, ...]:
@@ -223,114 +231,12 @@ def _shipped() -> tuple[Path, ...]:
     return (package / "images", package.parent / "images")
 
 
-def _mirrors(value: object) -> tuple[Mirror, ...]:
-    mirrors = []
-    for item in _list("mirrors", value):
-        entry = _mapping("a mirror", item)
-        _keys("a mirror", entry, frozenset({"suite", "components"}), frozenset({"uri"}))
-        mirrors.append(
-            Mirror(
-                _uri(entry["uri"]) if "uri" in entry else None,
-                _matching("suite", entry["suite"], _WORD, "a suite such as bookworm"),
-                _strings("components", entry["components"], _WORD, "components such as main"),
-            )
-        )
-    if not mirrors:
-        raise _wrong("mirrors", "at least one", [])
-    return tuple(mirrors)
-
-
-def _arguments_for(value: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    where = "kernel_arguments_for"
-    return tuple(
-        (
-            _matching(where, package, _PACKAGE, "package names"),
-            _strings(where, words, _ARGUMENT, "words without blanks"),
-        )
-        for package, words in sorted(_mapping(where, value).items())
-    )
-
-
-def _uri(value: object) -> str:
-    return _matching("uri", value, _URI, "an http(s) address").rstrip("/")
-
-
-def _files(value: object) -> tuple[RecipeFile, ...]:
-    files = []
-    for item in _list("files", value):
-        entry = _mapping("a file", item)
-        _keys("a file", entry, frozenset({"path", "content"}), frozenset({"mode"}))
-        path = _matching("path", entry["path"], _PATH, "an absolute path")
-        if {"..", "."} & set(path.split("/")):
-            raise _wrong("path", "no '.' or '..' in it", path)
-        if not isinstance(entry["content"], str):
-            raise _wrong(f"content of {path}", "text", entry["content"])
-        mode = _matching("mode", entry.get("mode", "0644"), _MODE, 'four octal digits, "0644"')
-        files.append(RecipeFile(path, entry["content"], mode))
-    paths = [file.path for file in files]
-    if twice := sorted({path for path in paths if paths.count(path) > 1}):
-        raise _wrong("files", "each path once", twice)
-    return tuple(files)
-
-
-def _services(value: object) -> Services:
-    entry = _mapping("services", value)
-    _keys("services", entry, frozenset(), frozenset({"enable", "disable", "mask"}))
-    lists = {key: _strings(key, entry[key], _UNIT, "unit names with their suffix") for key in entry}
-    return Services(**lists)
-
-
-def _size(value: object) -> int:
-    text = _matching("size", value, _SIZE, "a size such as 2GiB or 1536MiB")
-    match = _SIZE.fullmatch(text)
-    assert match is not None
-    size_bytes = int(match[1]) * _UNITS[match[2]]
-    if not SIZE_BYTES_MIN <= size_bytes <= SIZE_BYTES_MAX:
-        raise _wrong("size", "512MiB to 64GiB", value)
-    return size_bytes
-
-
-def _keys(
-    where: str, value: Mapping[str, object], required: frozenset[str], optional: frozenset[str]
-) -> None:
-    """Raise RequestError for a missing key, or one that means nothing, with a likely spelling."""
-    for key in value:
-        if key not in required | optional:
-            raise RequestError(
-                f"{where} has a key of no known meaning: {key!r}",
-                expected=", ".join(sorted(required | optional)),
-                hint=_did_you_mean(str(key), sorted(required | optional)),
-            )
-    if missing := required - value.keys():
-        raise RequestError(f"{where} lacks {', '.join(sorted(missing))}")
-
-
-def _did_you_mean(word: str, known: list[str]) -> str | None:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else None
-
-
-def _mapping(where: str, value: object) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise _wrong(where, "keys and values", value)
-    return value
-
-
-def _list(where: str, value: object) -> list[Any]:
-    if not isinstance(value, list):
-        raise _wrong(where, "a list", value)
-    return value
-
-
-def _strings(where: str, value: object, pattern: re.Pattern[str], expected: str) -> tuple[str, ...]:
-    return tuple(_matching(where, item, pattern, expected) for item in _list(where, value))
-
-
-def _matching(where: str, value: object, pattern: re.Pattern[str], expected: str) -> str:
-    if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise _wrong(where, expected, value)
-    return value
-
-
-def _wrong(where: str, expected: str, found: object) -> RequestError:
-    return RequestError(f"{where} is wrong", expected=expected, found=repr(found)[:200])
+@contextlib.contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Put the file's name in front of what an error says."""
+    try:
+        yield
+    except RequestError as error:
+        raise type(error)(
+            f"{path}: {error.message}", expected=error.expected, found=error.found, hint=error.hint
+        ) from error

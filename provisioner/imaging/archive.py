@@ -163,7 +163,7 @@ class Archive:
         expected = manifest.attachments.get(name)
         if expected is None:
             raise NotFound(f"{manifest.name} has no {name}")
-        data = self._unpacked(f"{folder_of(manifest.digest)}/{name}.zst", ATTACHMENT_BYTES_MAX)
+        data = self.unpacked(f"{folder_of(manifest.digest)}/{name}.zst", ATTACHMENT_BYTES_MAX)
         found = hashlib.sha256(data).hexdigest()
         if found != expected:
             raise TrustError(
@@ -183,7 +183,7 @@ class Archive:
     def log(self, digest: str) -> str:
         """Return the build's log."""
         name = f"{folder_of(digest)}/build.log.zst"
-        return self._unpacked(name, LOG_BYTES_MAX).decode("utf-8", "replace")
+        return self.unpacked(name, LOG_BYTES_MAX).decode("utf-8", "replace")
 
     def write_image(self, manifest: Manifest, target: Path, progress: Progress = silent) -> None:
         """Put the release together again as a new sparse raw image, checking every chunk.
@@ -267,16 +267,19 @@ class Archive:
             )
         return manifest, valid
 
-    def _unpacked(self, name: str, limit_bytes: int) -> bytes:
+    def unpacked(self, name: str, limit_bytes: int) -> bytes:
+        """Return what is in a blob that is one zstd frame, unpacked to at most limit_bytes."""
         data = self.blobs.read(name, limit_bytes + 1)
         try:
-            unpacker = zstandard.ZstdDecompressor().decompressobj(read_across_frames=False)
-            text = unpacker.decompress(data)
+            length = zstandard.get_frame_parameters(data).content_size
+            # An unknown length is the largest number there is.
+            if length > limit_bytes:
+                raise TrustError(f"{name} is too large", expected=f"at most {limit_bytes} bytes")
+            return zstandard.ZstdDecompressor().decompress(
+                data, max_output_size=length, allow_extra_data=False
+            )
         except zstandard.ZstdError as error:
-            raise TrustError(f"{name} is damaged", found="not a zstd frame") from error
-        if not unpacker.eof or unpacker.unused_data:
-            raise TrustError(f"{name} is damaged", found="a frame that was cut or added to")
-        return text
+            raise TrustError(f"{name} is damaged", found="not a whole zstd frame") from error
 
 
 def folder_of(digest: str) -> str:

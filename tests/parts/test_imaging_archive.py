@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from provisioner.core.manifest import Manifest
+from provisioner.core.trust import TrustPolicy
 from provisioner.errors import Conflict, NotFound, RequestError, TrustError, Unavailable
-from provisioner.imaging.archive import Archive, ReleaseFacts
-from provisioner.imaging.chunks import data_bytes
+from provisioner.imaging import signing
+from provisioner.imaging.archive import Archive, ReleaseFacts, folder_of
+from provisioner.imaging.blobs import FileBlobs
+from provisioner.imaging.chunks import chunk_name, data_bytes
 from provisioner.imaging.gpt import LINUX_FILESYSTEM
-from provisioner.imaging.publish import Publisher
+from provisioner.imaging.publish import Publisher, Register, unregistered
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -53,17 +57,47 @@ def make_disk(path: Path, content: bytes, size_bytes: int = 8 * MIB) -> Path:
     return path
 
 
+def an_archive(root: Path, *keys: Ed25519PrivateKey, reserve_bytes: int = 0) -> Archive:
+    """Return an archive of files that trusts these keys, or SIGNER."""
+    trusted = tuple(signing.public_hex(key.public_key()) for key in keys or (SIGNER,))
+    return Archive(
+        FileBlobs(root), TrustPolicy(trusted), root / "lock", space_reserve_bytes=reserve_bytes
+    )
+
+
+def publish(
+    archive: Archive,
+    disk: Path,
+    facts: ReleaseFacts = FACTS,
+    register: Register = unregistered,
+    *,
+    signers: Sequence[Ed25519PrivateKey] = (SIGNER,),
+) -> Manifest:
+    return Publisher(archive, signers, register, chunk_bytes=CHUNK).publish(disk, facts)
+
+
+def root_of(archive: Archive) -> Path:
+    return Path(archive.blobs.place)
+
+
 def files_of(archive: Archive) -> set[str]:
     """Return every file in the archive but the lock."""
-    paths = (path for path in archive.root.rglob("*") if path.is_file())
-    return {str(path.relative_to(archive.root)) for path in paths} - {"publish.lock"}
+    root = root_of(archive)
+    paths = (path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)) for path in paths} - {"lock"}
+
+
+def spoil(archive: Archive, name: str) -> None:
+    """Flip one bit in the middle of a blob."""
+    path = root_of(archive) / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
 
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Archive:
-    return Archive(
-        tmp_path / "archive", SIGNER.public_key(), chunk_bytes=CHUNK, space_reserve_bytes=0
-    )
+    return an_archive(tmp_path / "archive")
 
 
 @pytest.fixture
@@ -74,7 +108,7 @@ def disk(tmp_path: Path) -> Path:
 def test_published_release_is_put_together_again_byte_for_byte(
     archive: Archive, disk: Path, tmp_path: Path
 ) -> None:
-    manifest = archive.publish(disk, FACTS, SIGNER)
+    manifest = publish(archive, disk, FACTS)
     archive.write_image(archive.load(manifest.digest), tmp_path / "again.raw")
     assert (tmp_path / "again.raw").read_bytes() == disk.read_bytes()
     assert data_bytes(tmp_path / "again.raw") <= manifest.used_bytes
@@ -83,42 +117,41 @@ def test_published_release_is_put_together_again_byte_for_byte(
 
 
 def test_zeros_are_null_whether_holes_or_written(archive: Archive, disk: Path) -> None:
-    manifest = archive.publish(disk, FACTS, SIGNER)
+    manifest = publish(archive, disk, FACTS)
     assert len(manifest.chunks) == 8 * MIB // CHUNK
     # The two partition tables, and four chunks of data; the chunk of written zeros is none.
     assert sum(digest is not None for digest in manifest.chunks) == 6
-    stored = sum(path.stat().st_size for path in (archive.root / "chunks").rglob("*/*"))
-    assert stored == manifest.stored_bytes
+    assert len(list(archive.blobs.names("chunks/"))) == 6
 
 
 def test_last_chunk_may_be_short(archive: Archive, tmp_path: Path) -> None:
     disk = make_disk(tmp_path / "odd.raw", b"x", size_bytes=8 * MIB + 512)
-    manifest = archive.publish(disk, FACTS, SIGNER)
+    manifest = publish(archive, disk, FACTS)
     assert manifest.chunk_length(len(manifest.chunks) - 1) == 512
     archive.write_image(manifest, tmp_path / "again.raw")
     assert (tmp_path / "again.raw").read_bytes() == disk.read_bytes()
 
 
 def test_two_releases_share_their_chunks(archive: Archive, disk: Path) -> None:
-    first = archive.publish(disk, FACTS, SIGNER)
+    first = publish(archive, disk, FACTS)
     before = files_of(archive)
     with disk.open("r+b") as file:
         file.seek(MIB)
         file.write(b"changed")
-    second = archive.publish(disk, replace(FACTS, version="2"), SIGNER)
+    second = publish(archive, disk, replace(FACTS, version="2"))
     new = {name for name in files_of(archive) - before if name.startswith("chunks/")}
     assert len(new) == 1
     assert second.distinct_chunks - first.distinct_chunks == {name[-64:] for name in new}
 
 
 def test_same_version_with_other_content_is_refused(archive: Archive, disk: Path) -> None:
-    archive.publish(disk, FACTS, SIGNER)
+    publish(archive, disk, FACTS)
     before = files_of(archive)
     with disk.open("r+b") as file:
         file.seek(MIB)
         file.write(b"changed")
     with pytest.raises(Conflict) as caught:
-        archive.publish(disk, FACTS, SIGNER)
+        publish(archive, disk, FACTS)
     assert "tiny@1" in str(caught.value)
     assert files_of(archive) == before
 
@@ -127,42 +160,46 @@ def test_same_content_again_is_the_same_release_and_registered_again(
     archive: Archive, disk: Path
 ) -> None:
     """A publisher that died between the archive and the database just runs again."""
-    registered: list[Manifest] = []
-    publisher = Publisher(archive, registered.append, SIGNER)
-    first = publisher.publish(disk, FACTS)
-    again = publisher.publish(disk, replace(FACTS, built_at="2027-01-01T00:00:00Z"))
+    registered: list[tuple[Manifest, int]] = []
+
+    def register(manifest: Manifest, stored_bytes: int) -> None:
+        registered.append((manifest, stored_bytes))
+
+    first = publish(archive, disk, FACTS, register)
+    again = publish(archive, disk, replace(FACTS, built_at="2027-01-01T00:00:00Z"), register)
     assert again == first
-    assert registered == [first, first]
+    stored = sum(archive.blobs.size(name) or 0 for name in archive.blobs.names("chunks/"))
+    assert registered == [(first, stored), (first, stored)]
 
 
 def test_failed_registration_leaves_nothing_behind(archive: Archive, disk: Path) -> None:
-    def refuse(manifest: Manifest) -> None:
+    def refuse(manifest: Manifest, _: int) -> None:
         assert archive.load(manifest.digest) == manifest  # durable before it is made known
         raise Conflict("no")
 
     with pytest.raises(Conflict, match="no"):
-        archive.publish(disk, FACTS, SIGNER, register=refuse)
+        publish(archive, disk, FACTS, refuse)
     assert files_of(archive) == set()
 
 
 def test_failed_registration_leaves_the_chunks_of_others_alone(
     archive: Archive, disk: Path
 ) -> None:
-    archive.publish(disk, FACTS, SIGNER)
+    publish(archive, disk, FACTS)
     before = files_of(archive)
 
-    def refuse(_: Manifest) -> None:
+    def refuse(_: Manifest, __: int) -> None:
         raise Conflict("no")
 
     with pytest.raises(Conflict):
-        archive.publish(disk, replace(FACTS, version="2"), SIGNER, register=refuse)
+        publish(archive, disk, replace(FACTS, version="2"), refuse)
     assert files_of(archive) == before
 
 
 def test_space_is_looked_at_before_anything_is_written(tmp_path: Path, disk: Path) -> None:
-    greedy = Archive(tmp_path / "a", SIGNER.public_key(), space_reserve_bytes=1 << 60)
+    greedy = an_archive(tmp_path / "a", reserve_bytes=1 << 60)
     with pytest.raises(Unavailable, match="not enough space") as caught:
-        greedy.publish(disk, FACTS, SIGNER)
+        publish(greedy, disk, FACTS)
     assert caught.value.hint
     assert files_of(greedy) == set()
 
@@ -172,10 +209,9 @@ import pathlib, subprocess, sys
 sys.path.insert(0, {here!r})
 from test_imaging_archive import *
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", {mount!r}], check=True)
-archive = Archive(pathlib.Path({mount!r}), SIGNER.public_key(), chunk_bytes=CHUNK,
-    space_reserve_bytes=-(1 << 40))
+archive = an_archive(pathlib.Path({mount!r}), reserve_bytes=-(1 << 40))
 try:
-    archive.publish(pathlib.Path({disk!r}), FACTS, SIGNER)
+    publish(archive, pathlib.Path({disk!r}), FACTS)
 except Unavailable as error:
     print("refused:", error, files_of(archive))
 """
@@ -197,75 +233,70 @@ def test_disk_that_fills_up_meanwhile_leaves_nothing_behind(tmp_path: Path) -> N
 
 
 def test_leftovers_of_a_killed_publisher_are_cleared_away(archive: Archive, disk: Path) -> None:
-    left = archive.root / "incoming" / "dead"
+    left = root_of(archive) / "incoming"
     left.mkdir(parents=True)
-    (left / ("e" * 64)).write_bytes(b"half a chu")
-    archive.publish(disk, FACTS, SIGNER)
-    assert not list((archive.root / "incoming").iterdir())
+    (left / ("e" * 32)).write_bytes(b"half a chu")
+    publish(archive, disk, FACTS)
+    assert not list(left.iterdir())
 
 
 def test_one_publisher_at_a_time(archive: Archive, disk: Path) -> None:
-    def publish_inside(_: Manifest) -> None:
-        archive.publish(disk, replace(FACTS, version="2"), SIGNER)
+    def publish_inside(_: Manifest, __: int) -> None:
+        publish(archive, disk, replace(FACTS, version="2"))
 
     with pytest.raises(Conflict, match="another publisher"):
-        archive.publish(disk, FACTS, SIGNER, register=publish_inside)
+        publish(archive, disk, FACTS, publish_inside)
 
 
 def test_damaged_chunk_is_noticed_and_the_next_publisher_repairs_it(
     archive: Archive, disk: Path, tmp_path: Path
 ) -> None:
-    manifest = archive.publish(disk, FACTS, SIGNER)
+    manifest = publish(archive, disk, FACTS)
     _, digest = next(manifest.stored_chunks())
-    path = archive.chunk_path(digest)
-    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    spoil(archive, chunk_name(digest))
     with pytest.raises(TrustError, match="damaged"):
         archive.write_image(manifest, tmp_path / "again.raw")
     assert not (tmp_path / "again.raw").exists()
-    archive.publish(disk, replace(FACTS, version="2"), SIGNER)
+    publish(archive, disk, replace(FACTS, version="2"))
     archive.write_image(manifest, tmp_path / "again.raw")
 
 
 def test_missing_chunk_is_noticed(archive: Archive, disk: Path, tmp_path: Path) -> None:
-    manifest = archive.publish(disk, FACTS, SIGNER)
+    manifest = publish(archive, disk, FACTS)
     _, digest = next(manifest.stored_chunks())
-    archive.chunk_path(digest).unlink()
+    archive.blobs.delete(chunk_name(digest))
     with pytest.raises(NotFound, match=digest):
         archive.write_image(manifest, tmp_path / "again.raw")
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "manifest.sig"])
 def test_one_flipped_bit_in_a_release_is_noticed(archive: Archive, disk: Path, name: str) -> None:
-    manifest = archive.publish(disk, FACTS, SIGNER)
-    path = archive.release_dir(manifest.digest) / name
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(TrustError, match="signature"):
+    manifest = publish(archive, disk, FACTS)
+    spoil(archive, f"{folder_of(manifest.digest)}/{name}")
+    with pytest.raises(TrustError, match=r"signature|sign"):
         archive.load(manifest.digest)
 
 
 def test_release_signed_by_another_key_is_refused(archive: Archive, disk: Path) -> None:
-    manifest = archive.publish(disk, FACTS, SIGNER)
-    stranger = Archive(archive.root, Ed25519PrivateKey.generate().public_key())
+    manifest = publish(archive, disk, FACTS)
+    stranger = an_archive(root_of(archive), Ed25519PrivateKey.generate())
     with pytest.raises(TrustError):
         stranger.load(manifest.digest)
     with pytest.raises(TrustError):
-        archive.publish(disk, FACTS, Ed25519PrivateKey.generate())
+        publish(archive, disk, FACTS, signers=[Ed25519PrivateKey.generate()])
 
 
 def test_release_under_another_releases_name_is_refused(archive: Archive, disk: Path) -> None:
     """An old, well-signed release must not come back under a new one's digest."""
-    manifest = archive.publish(disk, FACTS, SIGNER)
-    archive.release_dir(manifest.digest).rename(archive.release_dir("f" * 64))
+    manifest = publish(archive, disk, FACTS)
+    root = root_of(archive)
+    (root / folder_of(manifest.digest)).rename(root / folder_of("f" * 64))
     with pytest.raises(TrustError, match="another's name"):
         archive.load("f" * 64)
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "", "F" * 64, "f" * 63 + "\n"])
 def test_only_digests_name_files(archive: Archive, name: str) -> None:
-    with pytest.raises(RequestError):
-        archive.chunk_path(name)
     with pytest.raises(RequestError):
         archive.load(name)
 
@@ -279,8 +310,8 @@ MEASURE_PUBLISHING = """
 import pathlib, re, sys
 sys.path.insert(0, {here!r})
 from test_imaging_archive import *
-archive = Archive(pathlib.Path({root!r}), SIGNER.public_key(), space_reserve_bytes=0)
-archive.publish(pathlib.Path({disk!r}), FACTS, SIGNER)
+archive = an_archive(pathlib.Path({root!r}))
+publish(archive, pathlib.Path({disk!r}), FACTS)
 # Not ru_maxrss: that of a child begins with its parent's at the fork.
 status = pathlib.Path('/proc/self/status').read_text()
 print(re.search(r'VmHWM:\\s+(\\d+) kB', status)[1])

@@ -15,7 +15,7 @@ import click
 if TYPE_CHECKING:
     from provisioner.lab import Lab, LabHost
 
-FIRMWARES: Final = ("bios", "uefi")
+FIRMWARES: Final = ("bios", "uefi", "secure-boot")
 CONSOLE_POLL_S: Final = 0.1
 
 
@@ -77,7 +77,7 @@ def lab() -> None:
     "--firmware",
     default="bios,uefi",
     show_default=True,
-    help="bios or uefi, or a list that the hosts take turns with: bios,uefi.",
+    help="bios, uefi or secure-boot, or a list that the hosts take turns with: bios,uefi.",
 )
 @click.option(
     "--disk-gib",

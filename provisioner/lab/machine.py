@@ -65,8 +65,8 @@ class Machine:
         self._directory.mkdir(parents=True)
         Path(self.host.console).touch()
         (self._directory / "boots.jsonl").touch()
-        if self.host.firmware == "uefi":
-            shutil.copyfile(qemu.OVMF_VARS, self._directory / qemu.VARS_FILE)
+        if variables := qemu.VARS.get(self.host.firmware):
+            shutil.copyfile(variables, self._directory / qemu.VARS_FILE)
         for disk in self.host.disks:
             _make_disk(disk)
         await self.bmc.start()

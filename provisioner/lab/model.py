@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, cast
 from provisioner.errors import NotFound, RequestError
 from provisioner.lab.processes import Process
 
-Firmware = Literal["bios", "uefi"]
+Firmware = Literal["bios", "uefi", "secure-boot"]
 BootOrder = Literal["disk-first", "network-first"]
 NicRom = Literal["firmware", "ipxe"]
 Accel = Literal["kvm", "tcg"]
@@ -42,9 +42,11 @@ MIB: Final = 1024 * 1024
 class LabHost:
     """A host as asked for. An empty name becomes lab-1, lab-2, ... by position.
 
-    disks_mib holds one size for each disk. boot_order is what the firmware does without
-    a BMC's word. nic_rom says who netboots a UEFI host: `firmware` loads a file by TFTP as
-    most hardware does, `ipxe` starts iPXE from the NIC's ROM; a BIOS host always has the ROM.
+    `secure-boot` is UEFI that starts only what Microsoft signed, and a kernel that shim
+    vouches for. disks_mib holds one size for each disk. boot_order is what the firmware does
+    without a BMC's word. nic_rom says who netboots a `uefi` host: `firmware` loads a file by
+    TFTP as most hardware does, `ipxe` starts iPXE from the NIC's ROM; a BIOS host always has
+    the ROM, and `secure-boot` never, since nobody signed it.
     honest_flush makes a guest's flush reach the disk, which costs time and no test needs.
     uuid is given only to make two hosts claim the same one, as careless hardware does.
     """

@@ -3,11 +3,20 @@
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from provisioner.lab.model import INBAND_PORT, Accel, Disk, Host
+from provisioner.lab.model import INBAND_PORT, Accel, Disk, Firmware, Host
 
 QEMU: Final = "qemu-system-x86_64"
-OVMF_CODE: Final = "/usr/share/OVMF/OVMF_CODE_4M.fd"
-OVMF_VARS: Final = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+OVMF: Final = "/usr/share/OVMF"
+# What UEFI runs from, and what a new host's variables are copied from. Debian's second pair
+# has Secure Boot on, with the keys of Microsoft enrolled.
+CODE: Final[dict[Firmware, str]] = {
+    "uefi": f"{OVMF}/OVMF_CODE_4M.fd",
+    "secure-boot": f"{OVMF}/OVMF_CODE_4M.secboot.fd",
+}
+VARS: Final[dict[Firmware, str]] = {
+    "uefi": f"{OVMF}/OVMF_VARS_4M.fd",
+    "secure-boot": f"{OVMF}/OVMF_VARS_4M.ms.fd",
+}
 VARS_FILE: Final = "vars.fd"
 CPUS: Final = 2
 SECTOR_BYTES: Final = 512
@@ -67,10 +76,22 @@ def _firmware(host: Host) -> list[str]:
         return ["-machine", "q35,graphics=off"]
     flash = "if=pflash,format=raw"
     return [
-        *("-machine", "q35"),
-        *("-drive", f"{flash},unit=0,readonly=on,file={OVMF_CODE}"),
+        *(_guarded_flash() if host.firmware == "secure-boot" else ("-machine", "q35")),
+        *("-drive", f"{flash},unit=0,readonly=on,file={CODE[host.firmware]}"),
         *("-drive", f"{flash},unit=1,file={VARS_FILE}"),
     ]
+
+
+def _guarded_flash() -> tuple[str, ...]:
+    """Let only the firmware, in system management mode, write its variables.
+
+    Without that an operating system could switch Secure Boot off. Sleep would need more.
+    """
+    return (
+        *("-machine", "q35,smm=on"),
+        *("-global", "driver=cfi.pflash01,property=secure,value=on"),
+        *("-global", "ICH9-LPC.disable_s3=1"),
+    )
 
 
 def _smbios(host: Host) -> str:
@@ -94,7 +115,7 @@ def _inband_bmc(host: Host) -> list[str]:
 
 
 def _nic(host: Host, boot_index: int) -> list[str]:
-    has_rom = host.firmware == "bios" or host.nic_rom == "ipxe"
+    has_rom = host.firmware == "bios" or (host.firmware == "uefi" and host.nic_rom == "ipxe")
     device = f"virtio-net-pci,netdev=net0,mac={host.mac},bootindex={boot_index}"
     return [
         *("-netdev", f"tap,id=net0,ifname={host.tap},script=no,downscript=no"),

@@ -8,6 +8,7 @@ from typing import Final
 
 from provisioner.errors import ConfigError
 from provisioner.lab import bmc, qemu
+from provisioner.lab.model import Firmware
 
 TUN: Final = Path("/dev/net/tun")
 
@@ -21,12 +22,18 @@ PACKAGES: Final = {
     "setsid": "util-linux",
     "/usr/lib/ipxe/qemu/efi-virtio.rom": "ipxe-qemu",
 }
-UEFI_PACKAGES: Final = {qemu.OVMF_CODE: "ovmf", qemu.OVMF_VARS: "ovmf"}
+OVMF_PACKAGE: Final = "ovmf"
 
 
-def require_tools(firmwares: Iterable[str]) -> None:
+def require_tools(firmwares: Iterable[Firmware]) -> None:
     """Raise ConfigError that names every missing program with its Debian package."""
-    wanted = {**PACKAGES, **(UEFI_PACKAGES if "uefi" in firmwares else {})}
+    flashes = {
+        files[firmware]
+        for firmware in firmwares
+        for files in (qemu.CODE, qemu.VARS)
+        if firmware in files
+    }
+    wanted = {**PACKAGES, **dict.fromkeys(sorted(flashes), OVMF_PACKAGE)}
     missing = {tool: package for tool, package in wanted.items() if not _is_there(tool)}
     if missing:
         packages = " ".join(sorted(set(missing.values())))

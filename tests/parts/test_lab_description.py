@@ -70,7 +70,7 @@ def test_a_lab_that_cannot_be_is_refused(tmp_path: Path, wanted: list[LabHost]) 
         describe(tmp_path, wanted, "tcg")
 
 
-@pytest.mark.parametrize("firmware", ["bios", "uefi"])
+@pytest.mark.parametrize("firmware", ["bios", "uefi", "secure-boot"])
 def test_what_is_tried_first_has_the_lower_boot_index(tmp_path: Path, firmware: Firmware) -> None:
     host = describe(tmp_path, [LabHost(firmware, disks_mib=(8, 8))], "tcg").hosts[0]
 
@@ -83,13 +83,28 @@ def test_what_is_tried_first_has_the_lower_boot_index(tmp_path: Path, firmware: 
     assert index("disk", "virtio-blk-pci") < index("disk", "virtio-net-pci")
 
 
-def test_only_a_uefi_host_that_netboots_by_itself_has_no_rom(tmp_path: Path) -> None:
-    wanted = [LabHost("bios"), LabHost("uefi"), LabHost("uefi", nic_rom="ipxe")]
+def test_a_host_that_netboots_by_its_own_firmware_has_no_rom(tmp_path: Path) -> None:
+    wanted = [
+        LabHost("bios"),
+        LabHost("uefi"),
+        LabHost("uefi", nic_rom="ipxe"),
+        LabHost("secure-boot", nic_rom="ipxe"),
+    ]
     rom_off = [
         any("romfile=" in word for word in _command(host))
         for host in describe(tmp_path, wanted, "tcg").hosts
     ]
-    assert rom_off == [False, True, False]
+    assert rom_off == [False, True, False, True]
+
+
+def test_only_the_firmware_writes_the_variables_of_a_host_with_secure_boot(tmp_path: Path) -> None:
+    plain, secure = (
+        " ".join(_command(host))
+        for host in describe(tmp_path, [LabHost("uefi"), LabHost("secure-boot")], "tcg").hosts
+    )
+    for word in ("smm=on", "property=secure,value=on", "OVMF_CODE_4M.secboot.fd"):
+        assert word in secure
+        assert word not in plain
 
 
 def _command(host: Host) -> list[str]:

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from provisioner.errors import ConfigError, Unavailable
-from provisioner.imaging.recipe import Mirror
+from provisioner.imaging.recipe_parts import Mirror
 from provisioner.imaging.tools import run
 
 ANSWER_LIMIT: Final = timedelta(seconds=30)
@@ -28,9 +28,9 @@ _DATE: Final = re.compile(r"^Date: (.+)$", re.MULTILINE)
 class MirrorState:
     """The sha256 over the suites' Release files, and the date of the newest of them (UTC).
 
-    The same digest means the same packages, wherever they come from; apt checks the
-    signatures when it fetches them, this only notices change. sources are the mirrors as
-    lines of sources.list.
+    sources are the mirrors as lines of sources.list. They stand in the image, so they count
+    in the digest: the same digest means the same packages from the same place. apt checks
+    the signatures when it fetches them, this only notices change.
     """
 
     digest: str
@@ -54,7 +54,9 @@ def state_of(mirrors: Iterable[Mirror]) -> MirrorState:
         dates.append(_date_of(data, uri, mirror.suite))
         # Trusted by Debian's own keys only, whatever else this machine's apt trusts.
         components = " ".join(mirror.components)
-        sources.append(f"deb [signed-by={KEYRING}] {uri} {mirror.suite} {components}")
+        line = f"deb [signed-by={KEYRING}] {uri} {mirror.suite} {components}"
+        hasher.update(hashlib.sha256(line.encode()).digest())
+        sources.append(line)
     return MirrorState(hasher.hexdigest(), max(dates), tuple(sources))
 
 

@@ -26,6 +26,7 @@ PACKAGE_OF: Final = {
     "debugfs": "e2fsprogs",
     "grub-mkimage": "grub-common",
     "qemu-img": "qemu-utils",
+    "setpriv": "util-linux",
     "tar": "tar",
     "unshare": "util-linux",
     "newuidmap": "uidmap",
@@ -69,7 +70,7 @@ def run(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=_environment(environment or {}),
+        env=tool_environment(environment or {}),
         start_new_session=True,
     ) as process:
         try:
@@ -101,7 +102,7 @@ def output_of(command: Sequence[str], *, bytes_max: int, limit: timedelta) -> by
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=_environment({}),
+        env=tool_environment({}),
     ) as process:
         assert process.stdout is not None
         stopping = threading.Timer(limit.total_seconds(), process.kill)
@@ -128,7 +129,8 @@ def as_root_of_a_namespace(command: Sequence[str]) -> list[str]:
     return ["unshare", "--user", "--map-root-user", "--map-auto", "--", *command]
 
 
-def _environment(added: Mapping[str, str]) -> dict[str, str]:
+def tool_environment(added: Mapping[str, str]) -> dict[str, str]:
+    """Return the small fixed environment that programs run in, and what is added to it."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     kept["PATH"] = kept.get("PATH", "") + os.pathsep + _SEARCH
     proxies = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}

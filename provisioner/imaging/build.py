@@ -83,7 +83,7 @@ def built_image(
         say("asking the package mirrors")
         mirrors = state_of(recipe.mirrors)
         base = base_tree(recipe, mirrors, cache, say)
-        yield _assemble(recipe, version, mirrors, base, work, now, say)
+        yield _assemble(recipe, version, mirrors, base.archive, work, now, say)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         if work.exists():

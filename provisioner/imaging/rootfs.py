@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from provisioner.errors import ProvisionerError
-from provisioner.imaging.base import BUILD_FOLDER
+from provisioner.imaging.finishing import BUILD_FOLDER
 from provisioner.imaging.tools import run
 
 RELEASE_FILE: Final = "usr/lib/provisioner/release.json"

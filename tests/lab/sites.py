@@ -40,7 +40,6 @@ _ESCAPES: Final = re.compile(r"\x1b(\[[0-9;?=]*[A-Za-z]|c)")
 
 OLD_SYSTEM: Final = "THE-OLD-SYSTEM-RUNS"
 TINY_SYSTEM: Final = "THE-TINY-SYSTEM-RUNS"
-TINY_BYTES: Final = 8 * MIB
 
 
 @contextlib.contextmanager
@@ -251,21 +250,25 @@ def put_old_system(path: Path) -> None:
             disk.write(hashlib.shake_256(bytes([mib])).digest(MIB))
 
 
-def publish_tiny(site: Site, directory: Path, version: str) -> Manifest:
-    """Publish a release of 8 MiB that boots on a BIOS, says TINY_SYSTEM and does no more."""
+def publish_tiny(site: Site, directory: Path, version: str, *, size_mib: int = 8) -> Manifest:
+    """Publish a small release that boots on a BIOS, says TINY_SYSTEM and does no more.
+
+    Its root, of half the size, is full.
+    """
     raw = directory / f"tiny-{version}.raw"
     with raw.open("wb") as file:
-        file.truncate(TINY_BYTES)
+        file.truncate(size_mib * MIB)
+    sectors = size_mib * MIB // 2 // SECTOR_BYTES
     subprocess.run(
         ["sfdisk", "--quiet", "--no-tell-kernel", "--no-reread", str(raw)],
-        input='label: gpt\nstart=2048, size=8192, name="root"\n',
+        input=f'label: gpt\nstart=2048, size={sectors}, name="root"\n',
         text=True,
         check=True,
     )
     with raw.open("r+b") as file:
         file.write(boot_code(TINY_SYSTEM))
         file.seek(MIB)
-        file.write(hashlib.shake_256(version.encode()).digest(4 * MIB))
+        file.write(hashlib.shake_256(version.encode()).digest(size_mib * MIB // 2))
     facts = ReleaseFacts(
         image="tiny",
         version=version,

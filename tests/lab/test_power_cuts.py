@@ -1,0 +1,93 @@
+"""The power goes at twenty moments of the write: nothing half-written boots, and the next
+attempt finishes what the last one began."""
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Final
+
+import pytest
+
+from provisioner.core.manifest import Manifest
+from provisioner.lab import LabHost
+from provisioner.lab.site import Site
+from tests.lab.sites import (
+    MIB,
+    TINY_SYSTEM,
+    a_site,
+    deploy,
+    differing_chunks,
+    disk_path,
+    publish_tiny,
+    reached,
+    says,
+    spoken,
+    tiny_profile,
+    until,
+)
+
+pytestmark = pytest.mark.lab
+
+CUTS_PER_HOST: Final = 10
+IMAGE_MIB: Final = 24
+DISK_MIB: Final = 64
+SEED: Final = 20261125
+NAMES: Final = ("lab-1", "lab-2")
+# What a firmware says when no disk has anything to start.
+NOTHING_TO_BOOT: Final = "No bootable device"
+LIMITS: Final[dict[str, object]] = {"agent_silence_s": 8, "soft_shutdown_s": 0, "booting_s": 20}
+OFF_LIMIT: Final = timedelta(minutes=3)
+
+
+@pytest.fixture(scope="module")
+def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Manifest]]:
+    """Two BIOS hosts whose dead agents are noticed at once, and a release of 24 MiB."""
+    directory = tmp_path_factory.mktemp("cuts")
+    hosts = [LabHost("bios", disks_mib=(DISK_MIB,)) for _ in NAMES]
+    with a_site(directory, hosts, {"limits": LIMITS}) as site:
+        tiny_profile(site, bus="virtio", size_min_bytes=DISK_MIB * MIB)
+        for host in site.lab.hosts:
+            site.enrol(host)
+        yield site, publish_tiny(site, directory, "1", size_mib=IMAGE_MIB)
+
+
+def moments(name: str) -> list[int]:
+    """Return where on the disk a write ends in darkness: anywhere in the data, where the
+    seed goes, and at the second partition table, right before the first is written."""
+    chance = random.Random(f"{SEED} {name}")
+    inside = [chance.randrange(MIB, IMAGE_MIB // 2 * MIB) for _ in range(CUTS_PER_HOST - 2)]
+    return [*inside, IMAGE_MIB * MIB + 4096, DISK_MIB * MIB - 512]
+
+
+def test_the_power_is_cut_at_twenty_moments_of_the_write(rack: tuple[Site, Manifest]) -> None:
+    site, release = rack
+    with ThreadPoolExecutor(len(NAMES)) as pool:
+        for done in [pool.submit(cut_again_and_again, site, release, name) for name in NAMES]:
+            done.result()
+
+
+def cut_again_and_again(site: Site, release: Manifest, name: str) -> None:
+    for moment in moments(name):
+        site.lab.fault(name, "power-cut-at-byte", moment)
+        operation = deploy(site, [name], release.name)[name]
+        until(f"{name} loses power at byte {moment}", lambda: is_cut(site, name), OFF_LIMIT)
+        ended = reached(site, operation, "failed")
+        assert ended["evidence"]["disk"]["serial"] == f"LAB-{name}-0", "it was writing"
+        start = len(site.lab.console(name))
+        site.lab.power(name, "on")
+        says(site, name, NOTHING_TO_BOOT, start=start)
+        assert TINY_SYSTEM not in spoken(site, name, start), f"half a disk boots after {moment}"
+        site.lab.power(name, "off")
+    start = len(site.lab.console(name))
+    operation = deploy(site, [name], release.name)[name]
+    reached(site, operation, "booting")
+    says(site, name, TINY_SYSTEM, start=start)
+    site.lab.power(name, "off")
+    assert differing_chunks(disk_path(site, name), release, site.settings.data_dir) == []
+
+
+def is_cut(site: Site, name: str) -> bool:
+    """Say whether the fault has happened: it is used up, and the host is off."""
+    status = site.lab.status_of(name)
+    return status.power == "off" and "power-cut-at-byte" not in status.faults

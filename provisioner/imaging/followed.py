@@ -34,7 +34,7 @@ class BuildLog:
     def add(self, line: str) -> None:
         """Keep a line (without its end)."""
         size = len(line.encode()) + 1
-        if not self._last and size <= self._first_left:
+        if not self._last and not self._dropped and size <= self._first_left:
             self._first.append(line)
             self._first_left -= size
             return

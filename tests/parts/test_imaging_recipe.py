@@ -9,8 +9,11 @@ import pytest
 import yaml
 
 from provisioner.errors import ConfigError, NotFound, RequestError
+from provisioner.imaging.firewall import RULES_FILE
+from provisioner.imaging.hardening import SSH_FILE, SYSCTL_FILE
 from provisioner.imaging.mirrors import state_of
 from provisioner.imaging.recipe import find_recipe, load_recipe, parse_recipe
+from provisioner.imaging.recipe_parts import SCRIPTS_MAX
 
 GOOD: dict[str, Any] = {
     "format": 1,
@@ -38,10 +41,26 @@ def test_a_recipe_is_read() -> None:
     assert recipe.services.mask == ("apt-daily.timer",)
 
 
-def test_the_shipped_recipe_is_found_by_name_and_valid() -> None:
-    recipe = load_recipe(find_recipe("debian-12"))
-    assert recipe.image == "debian-12"
-    assert set(recipe.firmware) == {"bios", "uefi"}
+@pytest.mark.parametrize("name", ["debian-12", "debian-12-web"])
+def test_the_shipped_recipes_are_found_by_name_and_boot_everywhere(name: str) -> None:
+    recipe = load_recipe(find_recipe(name))
+    assert recipe.image == name
+    assert set(recipe.firmware) == {"bios", "uefi", "secure-boot"}
+
+
+def test_the_shipped_recipes_are_hardened() -> None:
+    """No passwords, keys only, a firewall, and no upgrades but by a new release."""
+    base, web = (load_recipe(find_recipe(name)) for name in ("debian-12", "debian-12-web"))
+    for recipe, ports in ((base, "{ 22 }"), (web, "{ 22, 80, 443 }")):
+        files = {file.path: file.content for file in recipe.files}
+        assert "PasswordAuthentication no" in files[SSH_FILE]
+        assert "policy drop" in files[RULES_FILE]
+        assert f"tcp dport {ports} accept" in files[RULES_FILE]
+        assert "kernel.kptr_restrict = 2" in files[SYSCTL_FILE]
+        assert "nftables.service" in recipe.services.enable
+        assert {"apt-daily.timer", "unattended-upgrades.service"} <= set(recipe.services.mask)
+        assert [script.name for script in recipe.scripts] == ["no-passwords"]
+    assert set(base.packages) < set(web.packages)
 
 
 def test_digest_counts_content_and_not_spelling() -> None:
@@ -66,6 +85,35 @@ def test_disk_size_and_kernel_arguments_do_not_need_a_new_tree() -> None:
     assert one.digest != other.digest
     assert one.tree_digest == other.tree_digest
     assert one.tree_digest != parsed(packages=["less"]).tree_digest
+
+
+def test_a_package_may_be_of_one_version_or_suite() -> None:
+    recipe = parsed(packages=["openssh-server=1:9.2p1-2+deb12u5", "less/bookworm", "g++"])
+    assert recipe.packages == ("openssh-server=1:9.2p1-2+deb12u5", "less/bookworm", "g++")
+    other = recipe.with_packages("less=590-2", "curl")
+    assert other.packages == ("openssh-server=1:9.2p1-2+deb12u5", "less=590-2", "g++", "curl")
+    assert other.digest != recipe.digest
+    with pytest.raises(RequestError):
+        recipe.with_packages("curl;reboot")
+
+
+def test_what_hardening_writes_is_not_written_over() -> None:
+    """A file of the recipe's own would quietly take the place of the firewall's rules."""
+    with pytest.raises(RequestError, match="hardening writes a file") as caught:
+        parsed(
+            hardening={"firewall": {"policy": "drop"}},
+            files=[{"path": RULES_FILE, "content": "flush ruleset\n"}],
+        )
+    assert caught.value.found == RULES_FILE
+    assert caught.value.hint
+
+
+def test_the_digest_counts_what_hardening_comes_to() -> None:
+    one = parsed(hardening={"firewall": {"policy": "drop", "accept_tcp": [22]}})
+    other = parsed(hardening={"firewall": {"policy": "drop", "accept_tcp": [23]}})
+    assert one.tree_digest != other.tree_digest
+    assert one.packages[-1] == "nftables"
+    assert "nftables.service" in one.services.enable
 
 
 def test_misspelt_key_gets_a_suggestion() -> None:
@@ -93,6 +141,8 @@ def test_missing_key_is_named(key: str) -> None:
         ("size", "999GiB"),
         ("firmware", []),
         ("firmware", ["coreboot"]),
+        ("firmware", ["uefi", "uefi"]),
+        ("firmware", ["bios", "secure-boot"]),
         ("kernel", "linux image"),
         ("kernel", None),
         ("kernel_arguments", ["quiet; halt"]),
@@ -107,6 +157,12 @@ def test_missing_key_is_named(key: str) -> None:
         ("packages", "bash"),
         ("packages", ["$(reboot)"]),
         ("packages", ["-oDebug=1"]),
+        ("packages", ["bash-"]),
+        ("packages", ["bash="]),
+        ("packages", ["bash=1 2"]),
+        ("packages", ["bash=1,2"]),
+        ("packages", ["bash/../x"]),
+        ("packages", ["bash", "bash=5.2-1"]),
         ("exclude", ["usr/share"]),
         ("exclude", ["/usr;x"]),
         ("files", [{"path": "etc/motd", "content": ""}]),
@@ -118,6 +174,17 @@ def test_missing_key_is_named(key: str) -> None:
         ("services", {"enable": ["ssh"]}),
         ("services", {"enable": ["ssh.service; rm"]}),
         ("services", {"start": ["ssh.service"]}),
+        ("services", {"enable": ["ssh.service"], "mask": ["ssh.service"]}),
+        ("scripts", "setup"),
+        ("scripts", ["../setup"]),
+        ("scripts", ["/setup"]),
+        ("scripts", [".."]),
+        ("scripts", [".hidden"]),
+        ("scripts", ["a b"]),
+        ("scripts", ["setup", "setup"]),
+        ("scripts", [f"s{number}" for number in range(SCRIPTS_MAX + 1)]),
+        ("hardening", ["ssh"]),
+        ("extends", ["debian-12"]),
     ],
 )
 def test_wrong_value_is_refused(key: str, value: object) -> None:

@@ -83,9 +83,19 @@ def _sections(words: tuple[str, ...], command: click.Command) -> Iterator[str]:
 
 
 def _text(help_text: str) -> str:
-    """Return a docstring as paragraphs, up to the mark after which click shows nothing."""
-    shown = help_text.partition("\f")[0].replace("\b\n", "")
-    return "\n\n".join(" ".join(part.split()) for part in shown.split("\n\n"))
+    """Return a docstring as paragraphs, up to the mark after which click shows nothing.
+
+    What click shall not fold (it begins with \\b) are examples, and become a block of code.
+    """
+    shown = help_text.partition("\f")[0]
+    return "\n\n".join(_paragraph(part) for part in shown.split("\n\n"))
+
+
+def _paragraph(text: str) -> str:
+    if not text.startswith("\b\n"):
+        return " ".join(text.split())
+    lines = "\n".join(line.strip() for line in text.splitlines()[1:])
+    return f"```sh\n{lines}\n```"
 
 
 if __name__ == "__main__":

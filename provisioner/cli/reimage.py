@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from provisioner.errors import RequestError
+
 from .connection import connected
 from .output import output_option, show
 
@@ -14,23 +16,60 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("hosts", nargs=-1, required=True, metavar="HOST...")
 @click.option(
-    "--release", required=True, metavar="RELEASE", help="image@version, or a digest's start."
+    "--release", metavar="RELEASE", help="IMAGE@VERSION, IMAGE:CHANNEL, or a digest's start."
+)
+@click.option("--full", is_flag=True, help="Write everything, also what is on the disk already.")
+@click.option(
+    "--verify-only",
+    is_flag=True,
+    help="Compare the disks with RELEASE, by default what each host runs; write nothing.",
 )
 @click.option("--wait", is_flag=True, help="Watch until all have ended.")
 @click.option("--hard", is_flag=True, help="Cut the power without asking the system first.")
 @output_option
 @connected
 def reimage(
-    client: "Client", hosts: tuple[str, ...], release: str, wait: bool, hard: bool, output: str
+    client: "Client",
+    hosts: tuple[str, ...],
+    release: str | None,
+    full: bool,
+    verify_only: bool,
+    wait: bool,
+    hard: bool,
+    output: str,
 ) -> int:
     """Rebuild the named hosts from a release: all of them, or none.
 
-    Their disks are rewritten. With --wait the exit code tells the worst outcome.
+    Their disks are made equal to it; only what differs is fetched and written. With --wait
+    the exit code tells the worst outcome. --verify-only netboots the hosts, counts what a
+    reimage would fetch, and starts them from their disk again as they were.
+
+    \b
+      provisioner reimage r1n7 r1n8 --release web@2026.11.2 --wait
+      provisioner reimage r1n7 --release web:stable --full
+      provisioner reimage r1n7 --verify-only --wait
     """
-    queued = client.deploy(hosts, release, soft_shutdown=not hard)
+    if verify_only:
+        _refuse("--verify-only", **{"--full": full, "--hard": hard})
+        queued = client.verify(hosts, release)
+    elif release is None:
+        raise RequestError(
+            "no release is named",
+            expected="--release IMAGE@VERSION or IMAGE:CHANNEL",
+            hint="provisioner image list; only --verify-only does without one",
+        )
+    else:
+        queued = client.deploy(hosts, release, soft_shutdown=not hard, full=full)
     if not wait:
         show(queued, ["id", "host", "release_name", "phase"], output)
         return 0
     from .watch import watch
 
     return watch(client, queued, output=output)
+
+
+def _refuse(beside: str, **options: bool) -> None:
+    """Raise RequestError for an option that means nothing beside another."""
+    for name, is_given in options.items():
+        if is_given:
+            raise RequestError(f"{name} means nothing beside {beside}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import click
 
-from provisioner.core.model import Phase
+from provisioner.core.model import Kind, Phase
 from provisioner.errors import DeviceError, TrustError, Unavailable
 
 from .messages import clean
@@ -54,20 +54,31 @@ def watch(client: "Client", operations: Sequence[Operation], *, output: str = "t
 
     With -o json or yaml, standard output gets only the final document.
     """
-    ids = [operation["id"] for operation in operations]
-    display, live = _display()
     try:
-        with live:
-            ended = _until_final(client, ids, list(operations), display)
+        ended = until_final(client, operations)
     except KeyboardInterrupt:
+        ids = [operation["id"] for operation in operations]
         click.echo("no longer watching; the operations go on:", err=True)
         click.echo(f"  provisioner operation watch {' '.join(ids)}", err=True)
         raise
+    return show_ended(ended, output)
+
+
+def until_final(client: "Client", operations: Sequence[Operation]) -> list[Operation]:
+    """Show how the operations go until all have ended, and return them as they ended."""
+    display, live = _display()
+    with live:
+        ids = [operation["id"] for operation in operations]
+        return _until_final(client, ids, list(operations), display)
+
+
+def show_ended(ended: Sequence[Operation], output: str = "table") -> int:
+    """Print how operations ended, and return the exit code of the worst outcome."""
     if output in ("table", "wide"):
         show([_result(one) for one in ended], _COLUMNS, output, wide_columns=["id", "evidence"])
         _tell_failures(ended)
     else:
-        show(ended, ["id"], output)
+        show(list(ended), ["id"], output)
     return max((exit_code(one) for one in ended), default=0)
 
 
@@ -245,6 +256,8 @@ def _outcome(operation: Operation) -> str:
         error = operation["error"] or {}
         return str(error.get("message") or operation["phase"])
     evidence = operation["evidence"]
+    if operation["kind"] == Kind.VERIFICATION:
+        return _differing(evidence)
     told = []
     if "nonce" in evidence:
         told.append("own nonce")
@@ -257,6 +270,14 @@ def _outcome(operation: Operation) -> str:
     if isinstance(checks, dict | list) and checks:
         told.append("checks " + ", ".join(str(check) for check in checks))
     return "; ".join(told)
+
+
+def _differing(evidence: dict[str, Any]) -> str:
+    """Return what a verification found on the disk."""
+    count, total = (evidence.get(key, 0) for key in ("differing_chunks", "compared_chunks"))
+    if not count:
+        return f"equal: none of {total} chunks differs"
+    return f"{count} of {total} chunks differ, {size(evidence.get('differing_bytes', 0))} to fetch"
 
 
 def _tell_failures(operations: Sequence[Operation]) -> None:

@@ -142,15 +142,32 @@ class Client:
     # operations
 
     def deploy(
-        self, hosts: Sequence[str], release: str, *, soft_shutdown: bool = True
+        self,
+        hosts: Sequence[str],
+        release: str,
+        *,
+        soft_shutdown: bool = True,
+        full: bool = False,
     ) -> list[Json]:
-        """Queue a deployment of `release` for every host, or for none of them."""
+        """Queue a deployment of `release` for every host, or for none of them.
+
+        `full` writes everything, also what stands on the disk already.
+        """
         body = {
             "hosts": list(hosts),
             "release": release,
-            "options": {"soft_shutdown": soft_shutdown},
+            "options": {"soft_shutdown": soft_shutdown, "full": full},
         }
         queued: list[Json] = self._change("POST", "/deployments", body)["operations"]
+        return queued
+
+    def verify(self, hosts: Sequence[str], release: str | None = None) -> list[Json]:
+        """Queue a comparison of every host's disk with a release, or with what it runs.
+
+        Nothing is written. The operations' evidence tells how much differs.
+        """
+        body: Json = {"hosts": list(hosts), "release": release}
+        queued: list[Json] = self._change("POST", "/verifications", body)["operations"]
         return queued
 
     def operations(
@@ -192,14 +209,50 @@ class Client:
         except httpx.TransportError as error:
             raise _no_answer(self.url, error) from error
 
-    # releases and profiles
+    # releases and channels
 
-    def releases(self) -> list[Json]:
-        found: list[Json] = self._get("/releases")["releases"]
+    def releases(self, *, with_removed: bool = False) -> list[Json]:
+        found: list[Json] = self._get("/releases", {"removed": with_removed})["releases"]
         return found
 
     def release(self, reference: str) -> Json:
+        """Return a release: image@version, image:channel, or the start of a digest."""
         return self._get(f"/releases/{_part(reference)}")
+
+    def release_tests(self, reference: str) -> list[Json]:
+        """Return how its tests went, the newest first."""
+        tests: list[Json] = self._get(f"/releases/{_part(reference)}/tests")["tests"]
+        return tests
+
+    def release_part(self, reference: str, part: str) -> Iterator[bytes]:
+        """Yield the blocks of a release's `log` (text), `files` or `spdx` (JSON)."""
+        path = f"/releases/{_part(reference)}/{_part(part)}"
+        try:
+            with self._http.stream("GET", path) as response:
+                if response.is_error:
+                    response.read()
+                    raise _error(response)
+                yield from response.iter_bytes()
+        except httpx.TransportError as error:
+            raise _no_answer(self.url, error) from error
+
+    def channels(self) -> list[Json]:
+        found: list[Json] = self._get("/channels")["channels"]
+        return found
+
+    def promote(self, release: str, channel: str) -> Json:
+        """Let the channel of the release's image point to it."""
+        found = self.release(release)
+        path = f"/channels/{_part(found['image'])}/{_part(channel)}"
+        # By its digest: a channel that `release` names may move meanwhile.
+        return self._change("PUT", path, {"release": found["digest"]})
+
+    def revoke_release(self, reference: str, reason: str) -> Json:
+        """Stop every deployment of a release, present and to come."""
+        path = f"/releases/{_part(reference)}/revoke"
+        return self._change("POST", path, {"reason": reason})
+
+    # profiles
 
     def profiles(self) -> list[Json]:
         found: list[Json] = self._get("/profiles")["profiles"]

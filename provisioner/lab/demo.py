@@ -116,8 +116,8 @@ class Demo:
         self._lab = Lab.up(self._folder / "lab", [LabHost("bios"), LabHost("uefi")])
         self._say(f"QEMU runs on {self._lab.accel}")
         self._site = site = Site.create(self._folder / "site", self._lab, say=self._say)
-        for version in VERSIONS:
-            site.publish(version)
+        older = site.publish(VERSIONS[0])
+        site.publish(VERSIONS[1], parent=older)
         site.start()
         site.save_profile()
         for host in self._lab.hosts:

@@ -7,7 +7,6 @@ loopback; everything that hosts talk to runs inside the lab's network.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -16,22 +15,27 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import provisioner
 from provisioner import wiring
 from provisioner.client import Client
 from provisioner.core.manifest import Manifest
 from provisioner.errors import ProvisionerError, Unavailable
+from provisioner.keys import FOLDER as KEYS
 from provisioner.lab.lab import Lab
 from provisioner.lab.model import BRIDGE, BRIDGE_ADDRESS, Host
+from provisioner.release_keys import trust_key
 from provisioner.setting_types import Address
 from provisioner.settings import CONFIG_FILE, Settings, load
 from provisioner.setup import Plan, initialise
+
+if TYPE_CHECKING:
+    from provisioner.imaging.recipe import Recipe
 
 LAB_KERNEL: Final = "linux-image-cloud-amd64"
 READY_LIMIT: Final = timedelta(seconds=60)
@@ -39,6 +43,8 @@ STOP_LIMIT: Final = timedelta(seconds=30)
 # The kernel gives the first timer interrupt 60 ms to come, and panics. On a busy machine an
 # emulated timer needs longer.
 RAMDISK: Final = {"kernel_arguments": ["no_timer_check"]}
+API_PART: Final = "api"
+OTHER_PARTS: Final = "boot,tftp,dhcp,worker"
 PROFILE: Final = "lab"
 # Not a name that Debian has already, as a user or as a group ("operator" is one).
 USER: Final = "lab"
@@ -70,11 +76,14 @@ class Site:
         lab: Lab,
         *,
         changes: Mapping[str, Mapping[str, object]] | None = None,
+        trusted: Sequence[str] = (),
+        cache: Path | None = None,
         say: Say = lambda _line: None,
     ) -> Site:
         """Initialise a site with strong keys and a ramdisk; nothing runs yet.
 
-        `changes` are settings by section: {"limits": {"netbooting_s": 60}}.
+        `changes` are settings by section: {"limits": {"netbooting_s": 60}}; `trusted` are
+        further public keys (PEM) whose releases it deploys.
         """
         plan = Plan(
             listen_address=BRIDGE_ADDRESS,
@@ -83,8 +92,12 @@ class Site:
             api=Address("127.0.0.1", _free_port()),
         )
         initialise(directory, plan)
+        for pem in trusted:
+            trust_key(directory / KEYS, pem)
         _change(directory / CONFIG_FILE, {"ramdisk": RAMDISK, **(changes or {})})
-        site = cls(directory, lab, load(directory / CONFIG_FILE), cache_directory(), say, [])
+        site = cls(
+            directory, lab, load(directory / CONFIG_FILE), cache or cache_directory(), say, []
+        )
         wiring.prepare(site.settings)
         site.build_ramdisk()
         site.make_ssh_key()
@@ -124,68 +137,46 @@ class Site:
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.ssh_key)], check=True
         )
 
-    def publish(self, version: str) -> Manifest:
-        """Publish a version of `debian-12`, built with the lab's kernel, from the cache where
-        it was built before."""
-        from provisioner.imaging.archive import ReleaseFacts
+    def publish(
+        self, version: str, *, recipe: Recipe | None = None, parent: Manifest | None = None
+    ) -> Manifest:
+        """Publish a version of `debian-12`, or of another recipe, with the lab's kernel.
 
-        folder = self._built(version)
-        self.say(f"publishing debian-12@{version}")
-        facts = json.loads((folder / "facts.json").read_text())
-        facts["firmware"] = tuple(facts["firmware"])
+        It is built on `parent`, a release of this site, or else from nothing; what was built
+        before comes from the cache. The site's files are copies: breaking them breaks nothing
+        else.
+        """
+        from provisioner.imaging.signing import load_signing_key
+        from provisioner.keys import RELEASE_KEY
+        from provisioner.lab.lending import lend
+        from provisioner.lab.shelf import Shelf, lab_recipe
+
+        shelf = Shelf(self.cache / "lab-images", self.cache / "images", self.say)
+        signer = load_signing_key(self.settings.keys.folder / RELEASE_KEY)
         service = wiring.build(self.settings)
         try:
-            publisher = wiring.publisher(self.settings, service, actor="lab")
-            self._lend_chunks(folder)
-            manifest = publisher.publish(folder / "disk.raw", ReleaseFacts(**facts))
-            self._keep_chunks(folder)
+            base = (service.archive, parent) if parent else None
+            with shelf.release(recipe or lab_recipe(), version, base) as (kept, manifest):
+                self.say(f"publishing {manifest.name}")
+                stored_bytes = lend(
+                    kept, manifest, service.archive, place=shutil.copyfile, signers=[signer]
+                )
+            wiring.registrar(service, actor="lab")(manifest, stored_bytes)
             return manifest
         finally:
             service.close()
 
-    def _built(self, version: str) -> Path:
-        """Return the cache's folder with `disk.raw` and `facts.json` of this version."""
-        from provisioner.imaging.build import built_image
-        from provisioner.imaging.recipe import find_recipe, load_recipe
-
-        recipe = replace(load_recipe(find_recipe("debian-12")), kernel=LAB_KERNEL)
-        text = f"{recipe.digest} {_sources('imaging')} {version}"
-        key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        folder = self.cache / "lab-images" / f"debian-12-{version}-{key}"
-        if (folder / "facts.json").is_file():
-            return folder
-        self.say(f"building debian-12@{version} (once; it is cached)")
-        for stale in folder.parent.glob(f"debian-12-{version}-*"):
-            shutil.rmtree(stale)
-        folder.mkdir(parents=True)
-        now = datetime.now(UTC)
-        images = self.cache / "images"
-        with built_image(recipe, version, cache=images, now=now, say=self.say) as built:
-            shutil.move(built.raw, folder / "disk.raw")
-            (folder / "facts.json").write_text(json.dumps(asdict(built.facts)))
-        return folder
-
-    def _lend_chunks(self, folder: Path) -> None:
-        """Link chunks that an earlier publishing compressed; publishing verifies them."""
-        kept = folder / "chunks"
-        if kept.is_dir():
-            target = self.settings.data_dir / "chunks"
-            shutil.copytree(kept, target, copy_function=_link, dirs_exist_ok=True)
-
-    def _keep_chunks(self, folder: Path) -> None:
-        if not (folder / "chunks").exists():
-            shutil.copytree(
-                self.settings.data_dir / "chunks", folder / "chunks", copy_function=_link
-            )
+    def write_image(self, manifest: Manifest, target: Path) -> None:
+        """Write a release of this site as a new raw disk image."""
+        wiring.archive_of(self.settings).write_image(manifest, target)
 
     def start(self) -> None:
         """Start the service and return when every part answers."""
         self.say("starting the service")
-        api = self._serve([], "api")
-        rest = self._serve(self.lab.nsenter_argv(), "boot,tftp,dhcp,worker")
-        self.processes = [api, rest]
-        for process, name in ((api, "api"), (rest, "boot,tftp,dhcp,worker")):
-            self._wait_until_ready(process, name)
+        for parts, enter in ((API_PART, []), (OTHER_PARTS, self.lab.nsenter_argv())):
+            self.processes.append(self._serve(enter, parts))
+        for process, parts in zip(self.processes, (API_PART, OTHER_PARTS), strict=True):
+            self._wait_until_ready(process, parts)
 
     def stop(self) -> None:
         """Stop the service as systemd would, and return when all of it has ended."""
@@ -355,23 +346,6 @@ def _change(config: Path, changes: Mapping[str, Mapping[str, object]]) -> None:
         else:
             text += f"\n{header}{lines}"
     config.write_text(text)
-
-
-def _sources(room: str) -> str:
-    """Return a digest of a room's code, so that what it built before is not taken for new."""
-    folder = Path(provisioner.__file__).parent / room
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _link(source: str, target: str) -> None:
-    if not os.path.exists(target):
-        try:
-            os.link(source, target)
-        except OSError:  # the cache is on another file system
-            shutil.copyfile(source, target)
 
 
 def _free_port() -> int:

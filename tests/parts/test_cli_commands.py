@@ -1,52 +1,29 @@
 """The command line against a real API: what it prints, where, and how it ends."""
 
-import json
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from provisioner.cli.main import main
 from provisioner.core.model import Phase
 from provisioner.service.worker import Worker
-from provisioner.web.api import create_app
+from tests.parts.command_line import Cli, commands_of
 from tests.parts.fake_bmc import FakeBmc
-from tests.parts.http_listener import listening
 from tests.parts.service_site import ACTOR, BMC_PASSWORD, Agent, Site, mac
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@dataclass
-class Cli:
-    """Runs command lines against one service."""
-
-    url: str
-    token: str
-
-    def __call__(self, *arguments: str, exit_code: int = 0, stdin: str | None = None) -> Result:
-        environment = {"PROVISIONER_URL": self.url, "PROVISIONER_TOKEN": self.token}
-        done = CliRunner().invoke(main, arguments, input=stdin, env=environment)
-        assert done.exit_code == exit_code, f"{done.stdout}{done.stderr}{done.exception}"
-        return done
-
-    def json(self, *arguments: str) -> Any:
-        return json.loads(self(*arguments, "-o", "json").stdout)
-
-
 @pytest.fixture
 def cli(site: Site) -> Iterator[Cli]:
-    token = site.tokens.create("admin", "admin", expires_in=None, actor=ACTOR)
-    with listening(create_app(site)) as url:
-        yield Cli(url, token.reveal())
+    with commands_of(site) as cli:
+        yield cli
 
 
 # --- hosts --------------------------------------------------------------------------------
@@ -163,7 +140,7 @@ def test_reimage_queues_and_says_what(cli: Cli, site: Site) -> None:
     site.add_host(2)
     queued = cli("reimage", "r1n1", "r1n2", "--release", "tiny@1", "--hard", "-o", "name")
     assert len(queued.stdout.split()) == 2
-    assert site.operations.list()[0].options == {"soft_shutdown": False}
+    assert site.operations.list()[0].options == {"soft_shutdown": False, "full": False}
     identity = queued.stdout.split()[0]
     cli("operation", "cancel", identity)
     assert cli.json("operation", "show", identity)["phase"] == "cancelled"

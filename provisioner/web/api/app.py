@@ -15,11 +15,12 @@ from provisioner.errors import ProvisionerError, RequestError
 from ..problems import install_problems, problem_response, refusal
 from .access import access_routes
 from .auth import Verb, install_auth, needs
-from .catalogue import catalogue_routes
 from .hosts import host_routes
 from .idempotency import install_idempotency
 from .metrics import install_metrics
 from .operations import operation_routes
+from .profiles import profile_routes
+from .releases import release_routes
 from .schemas import ProblemOut
 from .services import ApiServices
 
@@ -52,7 +53,8 @@ def create_app(services: ApiServices, *, stopping: threading.Event | None = None
     for routes in (
         host_routes(services),
         operation_routes(services, stopping or threading.Event()),
-        catalogue_routes(services),
+        release_routes(services),
+        profile_routes(services),
         access_routes(services),
     ):
         app.register_blueprint(routes, url_prefix=PREFIX)

@@ -12,7 +12,14 @@ from flask import Response
 from provisioner.errors import RequestError, Unavailable
 
 from .auth import Verb, actor, needs
-from .schemas import PAGE_MAX, DeploymentIn, OperationOut, OperationsOut, OperationsQuery
+from .schemas import (
+    PAGE_MAX,
+    DeploymentIn,
+    OperationOut,
+    OperationsOut,
+    OperationsQuery,
+    VerificationIn,
+)
 from .services import ApiServices, show_operation, show_operations
 
 Shown = dict[str, Any]
@@ -42,6 +49,17 @@ def operation_routes(services: ApiServices, stopping: threading.Event) -> APIBlu
             json_data.release,
             options=json_data.options.model_dump(),
             actor=actor(),
+        )
+        return {"operations": show_operations(store, requested)}
+
+    @api.post("/verifications")
+    @api.input(VerificationIn)
+    @api.output(OperationsOut, status_code=202)
+    @needs(Verb.OPERATE)
+    def request_verifications(json_data: VerificationIn) -> Shown:
+        """Queue a comparison of every named host's disk with a release; nothing is written."""
+        requested = operations.request_verification(
+            json_data.hosts, json_data.release, actor=actor()
         )
         return {"operations": show_operations(store, requested)}
 

@@ -56,6 +56,7 @@ class HostChangeIn(_In):
     """What is left out stays as it is."""
 
     profile: Text | None = None
+    firmware: Firmware | None = None
     local_boot: LocalBoot | None = None
     bmc: BmcIn | None = None
     labels: Labels | None = None
@@ -83,6 +84,7 @@ class PowerIn(_In):
 
 class DeploymentOptionsIn(_In):
     soft_shutdown: bool = True
+    full: bool = Field(False, description="write everything, also what is on the disk already")
 
 
 class DeploymentIn(_In):
@@ -91,6 +93,21 @@ class DeploymentIn(_In):
     hosts: list[Text] = Field(max_length=1000)
     release: Text
     options: DeploymentOptionsIn = Field(default_factory=DeploymentOptionsIn)
+
+
+class VerificationIn(_In):
+    """Compares disks with a release, and writes nothing. No release: what each host runs."""
+
+    hosts: list[Text] = Field(max_length=1000)
+    release: Text | None = None
+
+
+class ChannelIn(_In):
+    release: Text
+
+
+class RevocationIn(_In):
+    reason: str = Field(min_length=1, max_length=500)
 
 
 class ProfileIn(_In):
@@ -111,6 +128,10 @@ class PageQuery(_Query):
 class NumberedPageQuery(_Query):
     after: int = Field(0, ge=0)
     limit: int = Field(200, ge=1, le=PAGE_MAX)
+
+
+class ReleasesQuery(_Query):
+    removed: bool = Field(False, description="those whose bytes are gone, too")
 
 
 class OperationsQuery(_Query):
@@ -220,10 +241,60 @@ class ReleaseOut(BaseModel):
     firmware: list[str]
     release_id: str
     published_at: datetime
+    minimum_version: str | None
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    revoked_reason: str | None
+    removed_at: datetime | None = Field(description="its bytes are gone since then")
+    channels: list[str]
 
 
 class ReleasesOut(BaseModel):
     releases: list[ReleaseOut]
+
+
+class ReleaseTestOut(BaseModel):
+    digest: str
+    at: datetime
+    profile: str
+    firmware: list[str]
+    is_healthy: bool
+    detail: dict[str, Any]
+    tested_by: str
+
+
+class ReleaseTestsOut(BaseModel):
+    tests: list[ReleaseTestOut]
+
+
+class ReleaseDetailOut(ReleaseOut):
+    """With what its manifest and its builder say; null where its bytes are gone."""
+
+    architecture: str | None
+    chunk_bytes: int | None
+    parent: str | None
+    recipe_digest: str | None
+    builder: str | None
+    built_at: datetime | None = Field(description="the date of what it was built from")
+    packages: dict[str, str]
+    attachments: dict[str, str] = Field(description="sha256 by name")
+    signed_by: list[str] = Field(description="ids of trusted keys")
+    record: dict[str, Any] = Field(description="what the builder noted; nobody signed it")
+    tests: list[ReleaseTestOut]
+
+
+class ChannelOut(BaseModel):
+    name: str = Field(description="image:channel, as it is named everywhere")
+    image: str
+    channel: str
+    digest: str
+    release_name: str
+    moved_at: datetime
+    moved_by: str
+
+
+class ChannelsOut(BaseModel):
+    channels: list[ChannelOut]
 
 
 class ProfileOut(BaseModel):

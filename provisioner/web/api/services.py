@@ -5,7 +5,17 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from provisioner.core.contracts import Store, Tx
-from provisioner.core.model import FINAL, BmcAddress, Host, HostId, Operation, Phase, Secret
+from provisioner.core.manifest import Manifest
+from provisioner.core.model import (
+    FINAL,
+    BmcAddress,
+    Host,
+    HostId,
+    Json,
+    Operation,
+    Phase,
+    Secret,
+)
 from provisioner.service.audit import Audit
 from provisioner.service.hosts import Hosts
 from provisioner.service.operations import Operations
@@ -20,6 +30,15 @@ OPEN_PHASES = tuple(phase for phase in Phase if phase not in FINAL)
 OPEN_OPERATIONS_MAX = 5000
 
 
+class ReleaseFiles(Protocol):
+    """The archive, as far as people read in it."""
+
+    def load(self, digest: str) -> Manifest: ...
+    def attachment(self, manifest: Manifest, name: str) -> bytes: ...
+    def record(self, digest: str) -> Json: ...
+    def log(self, digest: str) -> str: ...
+
+
 class ApiServices(Protocol):
     """The use cases behind the API; `wiring` builds them."""
 
@@ -31,6 +50,8 @@ class ApiServices(Protocol):
     def profiles(self) -> Profiles: ...
     @property
     def releases(self) -> Releases: ...
+    @property
+    def archive(self) -> ReleaseFiles: ...
     @property
     def tokens(self) -> Tokens: ...
     @property

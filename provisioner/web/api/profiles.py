@@ -1,4 +1,4 @@
-"""Routes of what deployments are made from: releases and profiles."""
+"""Routes of profiles: what makes a host of a release."""
 
 from dataclasses import asdict
 from typing import Any
@@ -6,40 +6,16 @@ from typing import Any
 from apiflask import APIBlueprint
 from flask import Response
 
-from provisioner.core.model import ReleaseRow
-
 from .auth import Verb, actor, needs
-from .schemas import ProfileIn, ProfileOut, ProfilesOut, ReleaseOut, ReleasesOut
+from .schemas import ProfileIn, ProfileOut, ProfilesOut
 from .services import ApiServices
 
 Shown = dict[str, Any]
 
 
-def catalogue_routes(services: ApiServices) -> APIBlueprint:
-    """Return the routes under /releases and /profiles."""
-    api = APIBlueprint("catalogue", __name__, tag="releases and profiles")
-    _releases(api, services)
-    _profiles(api, services)
-    return api
-
-
-def _releases(api: APIBlueprint, services: ApiServices) -> None:
-    @api.get("/releases")
-    @api.output(ReleasesOut)
-    @needs(Verb.READ)
-    def list_releases() -> Shown:
-        """List all releases."""
-        return {"releases": [_release(row) for row in services.releases.list()]}
-
-    @api.get("/releases/<reference>")
-    @api.output(ReleaseOut)
-    @needs(Verb.READ)
-    def get_release(reference: str) -> Shown:
-        """Show a release, named image@version or by (the start of) its digest."""
-        return _release(services.releases.show(reference))
-
-
-def _profiles(api: APIBlueprint, services: ApiServices) -> None:
+def profile_routes(services: ApiServices) -> APIBlueprint:
+    """Return the routes under /profiles."""
+    api = APIBlueprint("profiles", __name__, tag="profiles")
     profiles = services.profiles
 
     @api.get("/profiles")
@@ -72,6 +48,4 @@ def _profiles(api: APIBlueprint, services: ApiServices) -> None:
         profiles.delete(name, actor=actor())
         return Response(status=204)
 
-
-def _release(row: ReleaseRow) -> Shown:
-    return {**asdict(row), "name": row.name}
+    return api

@@ -1,0 +1,33 @@
+"""`image export`: a release as one file, for a site without a connection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..output import size
+from ..stages import Stages
+from .site import config_option, opened
+
+
+@click.command()
+@click.argument("release")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@config_option
+def export(release: str, file: Path, config: Path) -> None:
+    """Write RELEASE, with its signatures, into a new FILE, checking every byte on the way.
+
+    FILE appears whole or not at all, and is never replaced. The other site trusts it by its
+    signatures: give it the public key, too, when it does not know it yet.
+
+    \b
+      provisioner image export web@2026.11.2 web-2026.11.2.release
+      provisioner image import web-2026.11.2.release --format release
+    """
+    from provisioner.imaging.bundle import export_release
+
+    with opened(config) as site, Stages() as stages:
+        digest = site.digest_of(release)
+        manifest = export_release(site.archive, digest, file, stages.progress)
+    click.echo(f"{manifest.name} is in {file} ({size(file.stat().st_size)})")

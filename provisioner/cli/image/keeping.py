@@ -1,0 +1,92 @@
+"""`image verify` and `image gc`: whether the archive is sound, and what it need not keep."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from provisioner.errors import RequestError, TrustError
+
+from ..output import output_option, show, size
+from ..stages import Stages
+from .site import ACTOR, config_option, opened
+
+
+@click.command()
+@click.argument("releases", nargs=-1, metavar="RELEASE...")
+@click.option("--all", "is_all", is_flag=True, help="Every release of the archive.")
+@config_option
+@output_option
+def verify(releases: tuple[str, ...], is_all: bool, config: Path, output: str) -> int:
+    """Compare all bytes of releases with what was signed, and list what is wrong.
+
+    Reads manifests, signatures, attachments and every chunk; changes nothing. Ends with exit
+    code 5 when something is wrong.
+
+    \b
+      provisioner image verify web:stable
+      provisioner image verify --all
+    """
+    from provisioner.imaging.verify import verify_release
+
+    if bool(releases) == is_all:
+        raise RequestError(
+            "no release is named" if not releases else "releases are named beside --all",
+            expected="some releases, or --all",
+            hint="an empty selection selects nothing",
+        )
+    with opened(config) as site, Stages() as stages:
+        digests = site.archive.digests() if is_all else [site.digest_of(one) for one in releases]
+        problems = []
+        for number, digest in enumerate(digests, 1):
+            stages.say(f"release {number} of {len(digests)}: {digest[:12]}")
+            problems += verify_release(site.archive, digest, stages.progress)
+    if problems or output not in ("table", "wide"):
+        show([asdict(one) for one in problems], ["release", "what", "found"], output)
+    count = f"{len(digests)} release" + ("s" if len(digests) != 1 else "")
+    click.echo(f"{count} checked: {len(problems) or 'no'} problems", err=True)
+    return TrustError.exit_code if problems else 0
+
+
+@click.command()
+@click.option(
+    "--keep",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    help="How many of the newest releases of each image stay. [default: releases.keep_newest]",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@config_option
+@output_option
+def gc(keep: int | None, dry_run: bool, config: Path, output: str) -> None:
+    """Remove releases that nothing refers to, and the bytes that only they needed.
+
+    Kept are the newest ones of each image, every release that a host runs or ran last, that a
+    channel points to or that an operation uses, and whatever is younger than the grace period.
+
+    \b
+      provisioner image gc --dry-run
+      provisioner image gc --keep 5
+    """
+    from provisioner.imaging.garbage import collect
+
+    with opened(config) as site:
+        releases = site.service.releases
+        if dry_run:
+            rows = releases.unused(keep_newest=keep)
+            going = {row.digest for row in rows}
+            found = collect(site.archive, lambda: releases.kept() - going, dry_run=True)
+        else:
+            rows = releases.remove_unused(actor=ACTOR, keep_newest=keep)
+            found = collect(site.archive, releases.kept)
+    names = {row.digest: row.name for row in rows}
+    shown = [
+        {"name": names.get(digest, "unregistered"), "digest": digest} for digest in found.releases
+    ]
+    if shown or output not in ("table", "wide"):
+        show(shown, ["name", "digest"], output)
+    verb = "would go" if dry_run else "removed"
+    freed = f"{size(found.freed_bytes)} in {found.chunks} chunks"
+    click.echo(f"{len(shown)} releases and {freed} {verb}", err=True)

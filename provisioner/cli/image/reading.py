@@ -1,0 +1,82 @@
+"""`image list` and `image show`: releases as the service knows them."""
+
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from ..connection import connected
+from ..output import output_option, show, show_one
+
+if TYPE_CHECKING:
+    from provisioner.client import Client
+
+COLUMNS: Final = (
+    *("name", "state", "channels", "digest", "size_bytes", "stored_bytes", "firmware"),
+    "published_at",
+)
+WIDE_COLUMNS: Final = ("used_bytes", "release_id", "expires_at", "revoked_reason")
+# Long, and asked for by name.
+HIDDEN: Final = ("packages", "tests", "chunk_bytes", "release_id", "record")
+PARTS: Final = ("log", "files", "spdx")
+
+
+@click.command("list")
+@click.option("--image", "name", metavar="NAME", help="Releases of this image only.")
+@click.option("--removed", is_flag=True, help="Those that `image gc` removed, too.")
+@output_option
+@connected
+def list_(client: "Client", name: str | None, removed: bool, output: str) -> None:
+    """List all releases, with the channels that point to them.
+
+    \b
+      provisioner image list
+      provisioner image list --image web -o wide
+    """
+    found = client.releases(with_removed=removed)
+    rows = [_row(one) for one in found if name in (None, one["image"])]
+    show(rows, COLUMNS, output, wide_columns=WIDE_COLUMNS)
+
+
+@click.command("show")
+@click.argument("release")
+@click.option("--log", "part", flag_value="log", help="Print the log of its build instead.")
+@click.option("--files", "part", flag_value="files", help="Print its list of files (JSON).")
+@click.option("--spdx", "part", flag_value="spdx", help="Print its SPDX list of packages (JSON).")
+@output_option
+@connected
+def show_(client: "Client", release: str, part: str | None, output: str) -> None:
+    """Show RELEASE: who built it from what, who signed it, how its tests went.
+
+    RELEASE is IMAGE@VERSION, IMAGE:CHANNEL, or the start of a digest; -o json and yaml hold
+    the packages, too.
+
+    \b
+      provisioner image show web@2026.11.2
+      provisioner image show web:stable --log
+      provisioner image show web:stable --spdx > web.spdx.json
+    """
+    if part is not None:
+        for block in client.release_part(release, part):
+            click.get_binary_stream("stdout").write(block)
+        return
+    shown = _row(client.release(release))
+    if output in ("table", "wide"):
+        shown["package_count"] = len(shown["packages"])
+        shown["tested"] = [_outcome(test) for test in shown["tests"]]
+    show_one(shown, output, hidden=HIDDEN)
+
+
+def _row(release: dict[str, Any]) -> dict[str, Any]:
+    """Return the release with its name first, and in one word whether it may be deployed."""
+    return {"name": release["name"], "state": _state(release), **release}
+
+
+def _state(release: dict[str, Any]) -> str:
+    if release["removed_at"]:
+        return "removed"
+    return "revoked" if release["revoked_at"] else "published"
+
+
+def _outcome(test: dict[str, Any]) -> str:
+    word = "healthy" if test["is_healthy"] else "not healthy"
+    return f"{word} on {'+'.join(test['firmware'])} with profile {test['profile']} at {test['at']}"

@@ -1,0 +1,174 @@
+"""`image test`: boots a release in the lab, and keeps the result with it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from provisioner.errors import DeviceError
+
+from ..messages import clean
+from ..output import output_option, show
+from ..stages import Stages
+from ..watch import show_ended, until_final
+from .site import ACTOR, OpenSite, cache_option, config_option, opened
+
+if TYPE_CHECKING:
+    from provisioner.core.manifest import Manifest
+    from provisioner.lab.trial import Trial
+
+LAB_PROFILE: Final = "lab"
+CONSOLE_LINES: Final = 15
+TERMINATED: Final = 143
+_KEPT_OF_A_HOST: Final = ("phase", "phase_seconds", "error")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to try: the release, on which firmware, with whose checks (None: the lab's)."""
+
+    manifest: Manifest
+    firmware: tuple[str, ...]
+    profile_name: str
+    profile: dict[str, Any] | None
+
+
+@click.command()
+@click.argument("release")
+@click.option(
+    "--profile", metavar="NAME", help="Try with this profile's cloud-config and health checks."
+)
+@click.option(
+    "--firmware",
+    multiple=True,
+    type=click.Choice(["bios", "uefi", "secure-boot"]),
+    help="May be given several times.  [default: all that the release boots on]",
+)
+@click.option("--keep", is_flag=True, help="Leave the rack running, to look around.")
+@cache_option
+@config_option
+@output_option
+def test(
+    release: str,
+    profile: str | None,
+    firmware: tuple[str, ...],
+    keep: bool,
+    cache: Path,
+    config: Path,
+    output: str,
+) -> int:
+    """Deploy RELEASE to virtual hosts, run the checks, and keep the result with the release.
+
+    A rack with one host for each firmware comes up beside a temporary service, which trusts
+    the same keys and serves the same bytes; network and disk are the rack's own. Ends with 0
+    when every host proved itself healthy and with 4 otherwise; a channel may ask for such a
+    test (releases.channels). Nothing is left behind. Needs QEMU, and root or user namespaces.
+
+    \b
+      provisioner image test web@2026.11.2
+      provisioner image test web:candidate --profile web --firmware uefi
+    """
+    with _ended_by_sigterm(), opened(config) as site:
+        wanted = _wanted(site, release, profile, firmware)
+        ended = _try(site, wanted, cache=cache, keep=keep)
+        is_healthy = all(one["phase"] == "succeeded" for one in ended)
+        kept = site.service.releases.record_test(
+            wanted.manifest.digest,
+            profile=wanted.profile_name,
+            firmware=wanted.firmware,
+            is_healthy=is_healthy,
+            detail={"hosts": {one["host"]: _kept(one) for one in ended}},
+            actor=ACTOR,
+        )
+    if output in ("table", "wide"):
+        show_ended(ended, output)
+        word = "healthy" if is_healthy else "not healthy"
+        click.echo(f"{wanted.manifest.name} is {word} on {', '.join(wanted.firmware)}", err=True)
+    else:
+        show([{"name": wanted.manifest.name, **asdict(kept)}], ["name"], output)
+    return 0 if is_healthy else DeviceError.exit_code
+
+
+def _wanted(site: OpenSite, release: str, profile: str | None, firmware: Sequence[str]) -> Wanted:
+    manifest = site.archive.load(site.digest_of(release))
+    document = None if profile is None else dict(site.service.profiles.show(profile).document)
+    chosen = tuple(dict.fromkeys(firmware)) or manifest.firmware
+    return Wanted(manifest, chosen, profile or LAB_PROFILE, document)
+
+
+def _try(site: OpenSite, wanted: Wanted, *, cache: Path, keep: bool) -> list[dict[str, Any]]:
+    """Deploy to every host of a temporary rack, and return the operations as they ended."""
+    from provisioner.lab.trial import trial
+    from provisioner.release_keys import trusted_keys
+
+    trusted = [key.pem for key in trusted_keys(site.settings.keys.folder)]
+    with (
+        Stages() as stages,
+        trial(
+            site.archive,
+            wanted.manifest,
+            firmware=wanted.firmware,
+            trusted=trusted,
+            profile=wanted.profile,
+            place=site.settings.data_dir / "trials",
+            cache=cache,
+            say=stages.say,
+        ) as running,
+        running.site.client() as client,
+    ):
+        stages.say(f"deploying {wanted.manifest.name}")
+        stages.pause()
+        ended = until_final(client, client.deploy(wanted.firmware, wanted.manifest.digest))
+        for one in ended:
+            if one["phase"] != "succeeded":
+                _tell_console(running, one["host"])
+        if keep:
+            running.is_kept = True
+            _tell_way_in(running)
+    return ended
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as an exception does, so that all of it is taken down."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        sys.exit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _kept(operation: dict[str, Any]) -> dict[str, Any]:
+    """Return what stays on record of one host."""
+    checks = operation["evidence"].get("checks", {})
+    return {**{key: operation[key] for key in _KEPT_OF_A_HOST}, "checks": checks}
+
+
+def _tell_console(running: Trial, host: str) -> None:
+    lines = running.lab.console(host).splitlines()[-CONSOLE_LINES:]
+    click.echo(f"the console of {host} ends with:", err=True)
+    for line in lines:
+        click.echo(f"  {clean(line)}", err=True)
+
+
+def _tell_way_in(running: Trial) -> None:
+    site = running.site
+    pids = " ".join(str(process.pid) for process in site.processes)
+    click.echo(f"the service: {site.api_url}, context {site.directory / 'client.toml'}", err=True)
+    click.echo(
+        f"take it down: kill {pids}; provisioner lab down --dir {running.lab.directory}; "
+        f"rm -r {running.directory}",
+        err=True,
+    )

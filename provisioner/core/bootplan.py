@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Final
 
 from provisioner.core.model import Firmware, HostId, LocalBoot, Secret, Ticket
@@ -20,6 +21,13 @@ _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _PLATFORMS: Final = {"pcbios": Firmware.BIOS, "efi": Firmware.UEFI}
 
 
+class Loader(StrEnum):
+    """Which boot loader asks for the host, and in whose language the answer is written."""
+
+    IPXE = "iPXE"
+    GRUB = "GRUB"  # after shim, where Secure Boot is on
+
+
 @dataclass(frozen=True)
 class BootRequest:
     """What a host says of itself when it asks. Only `mac` decides anything: boards are
@@ -29,6 +37,7 @@ class BootRequest:
     uuid: str | None = None
     serial: str | None = None
     firmware: Firmware | None = None
+    loader: Loader = Loader.IPXE
 
 
 @dataclass(frozen=True)
@@ -126,8 +135,8 @@ def _why_ticket_refused(known: KnownHost, offer: TicketOffer | None, now: dateti
     return None
 
 
-def boot_request(query: Mapping[str, str]) -> BootRequest:
-    """Return the request that iPXE put into the query of the boot script's URL.
+def boot_request(query: Mapping[str, str], loader: Loader = Loader.IPXE) -> BootRequest:
+    """Return the request that a boot loader put into the query of its script's URL.
 
     `mac` may be written with colons or hyphens. Raises RequestError when it is not a MAC;
     everything else that makes no sense is dropped, since it decides nothing.
@@ -141,7 +150,11 @@ def boot_request(query: Mapping[str, str]) -> BootRequest:
         mac=mac,
         uuid=_reported(query.get("uuid")),
         serial=_reported(query.get("serial")),
-        firmware=_PLATFORMS.get(query.get("platform", "")),
+        # This GRUB is a program for UEFI.
+        firmware=Firmware.UEFI
+        if loader is Loader.GRUB
+        else _PLATFORMS.get(query.get("platform", "")),
+        loader=loader,
     )
 
 

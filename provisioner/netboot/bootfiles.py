@@ -1,4 +1,5 @@
-"""Gathers the boot loaders that TFTP serves: iPXE, and for UEFI one that starts the disk.
+"""Gathers the boot loaders that TFTP serves: iPXE, for UEFI one that starts the disk, and
+what is signed for Secure Boot.
 
 All come from Debian's packages; only the second is put together here, from GRUB's modules.
 """
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from provisioner.errors import ConfigError
-from provisioner.netboot.dhcp import BIOS_FILE, UEFI_FILE
+from provisioner.netboot.dhcp import BIOS_FILE, SHIM_FILE, UEFI_FILE
+from provisioner.netboot.grub import FIRST_CONFIG, first_config
 
 IPXE_FOLDER: Final = Path("/usr/lib/ipxe")
 IPXE_FILES: Final = (BIOS_FILE, UEFI_FILE, "ipxe.efi")
@@ -18,6 +20,14 @@ IPXE_FILES: Final = (BIOS_FILE, UEFI_FILE, "ipxe.efi")
 # iPXE cannot start a disk on UEFI, as `sanboot` does on BIOS. This loader can.
 DISK_FILE: Final = "disk.efi"
 BUILD_LIMIT_S: Final = 60
+
+# Signed by Microsoft, and by Debian, whose key is in shim. shim asks for a grubx64.efi
+# beside itself; of Debian's GRUBs we need the one that looks for its configuration by TFTP.
+SIGNED_FILES: Final = {
+    SHIM_FILE: Path("/usr/lib/shim/shimx64.efi.signed"),
+    "grubx64.efi": Path("/usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed"),
+}
+SIGNED_HINT: Final = "apt-get install --no-install-recommends shim-signed grub-efi-amd64-signed"
 
 # GRUB's smallest form, without variables, menu or network: one command after another, and
 # one that fails is passed over. When no disk has the file that UEFI prescribes for starting
@@ -35,10 +45,12 @@ _DISK_MODULES: Final = (
 
 
 def boot_files(folder: Path = IPXE_FOLDER) -> dict[str, bytes | Path]:
-    """Return TFTP name to content or file, for both firmwares.
+    """Return TFTP name to content or file, for every firmware.
 
-    Raises ConfigError when a package is missing. `ipxe.efi` brings its own drivers, for a
-    firmware whose network driver fails under `snponly.efi`; a site's DHCP may name it.
+    Raises ConfigError when iPXE or GRUB's tools are missing. Without the signed files
+    (`missing_signed_files`) all but hosts with Secure Boot on are served. `ipxe.efi` brings
+    its own drivers, for a firmware whose network driver fails under `snponly.efi`; a site's
+    DHCP may name it.
     """
     files: dict[str, bytes | Path] = {name: folder / name for name in IPXE_FILES}
     missing = [
@@ -46,7 +58,13 @@ def boot_files(folder: Path = IPXE_FOLDER) -> dict[str, bytes | Path]:
     ]
     if missing:
         raise ConfigError("boot loaders are missing", found=missing, hint="apt-get install ipxe")
-    return {**files, DISK_FILE: disk_loader()}
+    signed = {} if missing_signed_files() else SIGNED_FILES
+    return {**files, **signed, FIRST_CONFIG: first_config().encode(), DISK_FILE: disk_loader()}
+
+
+def missing_signed_files() -> list[Path]:
+    """Return what hosts with Secure Boot on need for netboot and this machine lacks."""
+    return [file for file in SIGNED_FILES.values() if not file.is_file()]
 
 
 def disk_loader() -> bytes:

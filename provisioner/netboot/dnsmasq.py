@@ -86,7 +86,21 @@ class Dnsmasq:
         self._on_event = on_event
         self._reader = LogReader()
         self._last_lines: list[str] = []
+        self._lock = threading.Lock()  # of these two
+        self._child: subprocess.Popen[bytes] | None = None
+        self._is_wanted_again = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def restart(self) -> None:
+        """Start the child anew, so that it reads its files again. Takes some 50 ms, in which
+        a packet may be lost. Fit for any thread.
+
+        (SIGHUP would not do: dnsmasq has given up root by then, and may not reach them.)
+        """
+        with self._lock:
+            if self._child is not None:
+                self._is_wanted_again = True
+                self._child.terminate()
 
     def stop(self) -> None:
         """Make `run` end its child and return. Fit for any thread and signal handler, and
@@ -108,6 +122,8 @@ class Dnsmasq:
                 code = self._run_child()
                 if code is None:
                     return
+                if self._is_wanted_again:
+                    continue
                 failures = 1 if time.monotonic() - started_at > STABLE_S else failures + 1
                 self._give_up_or_log(code, failures)
                 if select.select([self._wake], [], [], self._restart_pause_s * failures)[0]:
@@ -130,23 +146,31 @@ class Dnsmasq:
 
     def _run_child(self) -> int | None:
         """Return the exit code of one child, or None when it was ended by `stop`."""
-        try:
-            child = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )
-        except FileNotFoundError as error:
-            raise ConfigError(
-                "dnsmasq is not installed", hint="apt-get install dnsmasq-base"
-            ) from error
+        child = self._begin_child()
         try:
             if self._follow(child):
                 return child.wait(STOP_LIMIT_S)
             return None
         finally:
+            with self._lock:
+                self._child = None
             _end(child)
+
+    def _begin_child(self) -> subprocess.Popen[bytes]:
+        try:
+            with self._lock:
+                self._is_wanted_again = False
+                self._child = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                )
+                return self._child
+        except FileNotFoundError as error:
+            raise ConfigError(
+                "dnsmasq is not installed", hint="apt-get install dnsmasq-base"
+            ) from error
 
     def _follow(self, child: subprocess.Popen[bytes]) -> bool:
         """Read the child's log; return whether it ended by itself."""

@@ -1,4 +1,4 @@
-"""Typed quoting for generated text: boot scripts and DHCP configurations.
+"""Typed quoting for generated text: boot scripts, GRUB and DHCP configurations.
 
 A template may print only `Quoted` values, and only the functions here make them. They
 refuse rather than escape, because iPXE has no escape for `${`, `&&`, `||` or a newline.
@@ -23,6 +23,7 @@ LEASE_MAX: Final = timedelta(days=30)
 # No blank, quote, backslash, $, {, }, &, |, #, ;, <, > or control character: none of the
 # languages we generate can be left with these.
 _WORD = re.compile(r"[A-Za-z0-9_.,:=/@+%~\[\]-]+")
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 _PATH = re.compile(r"/[A-Za-z0-9_./+-]*")
@@ -46,6 +47,11 @@ def word(value: str) -> Quoted:
 def digest(value: str) -> Quoted:
     """Return a SHA-256 in lower-case hex."""
     return _checked(value, _DIGEST, "a SHA-256 in hex")
+
+
+def mac(value: str) -> Quoted:
+    """Return a MAC in lower case with colons."""
+    return _checked(value, _MAC, "a MAC")
 
 
 def interface(value: str) -> Quoted:

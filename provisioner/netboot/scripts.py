@@ -1,4 +1,4 @@
-"""Renders a boot plan to the iPXE script that carries it out. Decides nothing."""
+"""Renders a boot plan to what carries it out: an iPXE script or a grub.cfg. Decides nothing."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from provisioner.core.bootplan import LocalDisk, Ramdisk
 from provisioner.core.model import LocalBoot
+from provisioner.netboot import grub
 from provisioner.netboot.bootfiles import DISK_FILE
 from provisioner.netboot.quoting import (
     Render,
@@ -64,17 +65,41 @@ def render_boot_script(plan: LocalDisk | Ramdisk, urls: BootUrls) -> str:
         # proxy might pass off as a success, as machine code.
         return _render()("local.ipxe.j2", _disk(plan.method, urls))
     values = {
+        "digest": digest(plan.digest),
+        **_ramdisk(plan, urls),
+        **_disk(plan.local_boot, urls),
+        "attempts_max": constant(str(FETCH_ATTEMPTS_MAX)),
+    }
+    return _render()("ramdisk.ipxe.j2", values)
+
+
+def render_grub_config(plan: LocalDisk | Ramdisk, urls: BootUrls) -> str:
+    """Return the grub.cfg for a plan: the same answer for a host with Secure Boot on.
+
+    Raises ConfigError when a value holds anything that GRUB could read as more than a word.
+    """
+    if isinstance(plan, LocalDisk):
+        return grub.render()("local.cfg.j2", grub.disk_values(plan.method))
+    folder = f"{grub.RAMDISKS}/{digest(plan.digest)}"
+    values = {
+        "kernel": word(f"{folder}/vmlinuz"),
+        "initrd": word(f"{folder}/initrd"),
+        **_ramdisk(plan, urls),
+        **grub.disk_values(plan.local_boot),
+        "tries": constant(" ".join(str(number + 1) for number in range(FETCH_ATTEMPTS_MAX))),
+    }
+    return grub.render()("ramdisk.cfg.j2", values)
+
+
+def _ramdisk(plan: Ramdisk, urls: BootUrls) -> dict[str, object]:
+    return {
         "boot": base_url(urls.boot, scheme="http"),
         "agent": base_url(urls.agent, scheme="https"),
-        "digest": digest(plan.digest),
         "ticket": word(plan.ticket.reveal()),
         "console": [word(name) for name in plan.console],
         "arguments": [word(argument) for argument in plan.arguments],
-        **_disk(plan.local_boot, urls),
-        "attempts_max": constant(str(FETCH_ATTEMPTS_MAX)),
         "pause_s": constant(str(FETCH_PAUSE_S)),
     }
-    return _render()("ramdisk.ipxe.j2", values)
 
 
 def _disk(method: LocalBoot, urls: BootUrls) -> dict[str, object]:

@@ -1,7 +1,8 @@
-"""Serves a fixed set of files by TFTP: reads only, one process, one loop.
+"""Serves files by TFTP: reads only, one process, one loop.
 
 Packets are parsed by tftpy (see `tftp_request.py`); the loop is ours, so that a bad packet
-closes at most its own session. It knows neither directories nor paths, only exact names.
+closes at most its own session. It knows neither directories nor paths, only exact names,
+and those that a source has (see `relay.py`).
 """
 
 import os
@@ -21,11 +22,14 @@ from typing import Final
 import structlog
 
 from provisioner.errors import ConfigError
+from provisioner.netboot.relay import Content, Source
+from provisioner.netboot.tftp_lookup import Lookup
 from provisioner.netboot.tftp_request import (
     NAME_CHARACTERS_MAX,
     REQUEST_BYTES_MAX,
     BadRequest,
     ErrorCode,
+    ReadRequest,
     error_packet,
     read_request,
 )
@@ -100,7 +104,8 @@ class TftpServer:
 
     `listen` is (IPv4 address, port); port 0 takes a free one, see `address`. It must be
     the address that clients ask, not 0.0.0.0, on a host with several. `files` are read
-    once, here. `on_event` runs in the loop: it must be quick and may not raise.
+    once, here; `source` is asked for other names, in threads. `on_event` runs in the loop:
+    it must be quick and may not raise.
     """
 
     def __init__(
@@ -110,8 +115,10 @@ class TftpServer:
         *,
         on_event: OnEvent,
         limits: TftpLimits | None = None,
+        source: Source | None = None,
     ) -> None:
         self._files = _frozen(files)
+        self._lookup = Lookup(source) if source else None
         self._on_event = on_event
         self._limits = limits or TftpLimits()
         self._sessions: dict[int, _Session] = {}
@@ -133,9 +140,13 @@ class TftpServer:
             self._poll = poll
             poll.register(self._main, select.EPOLLIN)
             poll.register(self._wake, select.EPOLLIN)
+            if self._lookup:
+                poll.register(self._lookup.handle, select.EPOLLIN)
             try:
                 self._loop(poll)
             finally:
+                if self._lookup:
+                    self._lookup.close()
                 for session in list(self._sessions.values()):
                     self._close(session, Outcome.STOPPED)
                 self._main.close()
@@ -150,6 +161,8 @@ class TftpServer:
                     return
                 if fd == main:
                     self._take_requests()
+                elif self._lookup and fd == self._lookup.handle:
+                    self._take_found(self._lookup)
                 elif (session := self._sessions.get(fd)) is not None:
                     self._guarded(session, self._take_packet)
             if self._sessions and time.monotonic() >= sweep_at:
@@ -187,6 +200,17 @@ class TftpServer:
             except Exception:
                 log.exception("tftp request failed", client=client[0])
 
+    def _take_found(self, lookup: Lookup) -> None:
+        for request, client, content in lookup.take():
+            if client in self._by_client:
+                continue  # it asked for something else meanwhile
+            try:
+                self._open(request, client, content)
+            except BadRequest as bad:
+                self._refuse(client, bad)
+            except Exception:
+                log.exception("tftp request failed", client=client[0])
+
     def _begin(self, packet: bytes, client: tuple[str, int]) -> None:
         request = read_request(packet)
         running = self._by_client.get(client)
@@ -195,6 +219,13 @@ class TftpServer:
                 return  # the request was sent twice; our answer is on its way or resent
             self._close(running, Outcome.ABORTED, "the client began again")
         content = self._files.get(request.name)
+        if content is None and self._lookup and self._lookup.has(request.name):
+            if not self._lookup.ask(request, client):
+                self._report_refusal(TftpEvent(client[0], request.name, Outcome.TOO_MANY))
+            return
+        self._open(request, client, content)
+
+    def _open(self, request: ReadRequest, client: tuple[str, int], content: Content | None) -> None:
         if content is None:
             raise BadRequest("no such file", ErrorCode.NOT_FOUND, request.name)
         if (

@@ -6,6 +6,7 @@ Times are seconds of a monotonic clock, given by the caller.
 import struct
 from typing import Final
 
+from provisioner.netboot.relay import Content
 from provisioner.netboot.tftp_request import BLOCK_BYTES_DEFAULT, ReadRequest, options_packet
 
 # Patience before a packet is sent again. It follows the measured round trip within these
@@ -38,7 +39,7 @@ class Transfer:
         "resend_at",
     )
 
-    def __init__(self, content: bytes, request: ReadRequest, now: float) -> None:
+    def __init__(self, content: Content, request: ReadRequest, now: float) -> None:
         self._content = content
         self._options = options_packet(request, len(content))
         self._block_bytes = request.block_bytes or BLOCK_BYTES_DEFAULT

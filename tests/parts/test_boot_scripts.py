@@ -21,11 +21,19 @@ from provisioner.netboot.dhcp import (
     DhcpMode,
     DhcpServer,
     NetbootConfig,
+    UefiLoader,
     dhcp_snippet,
     dnsmasq_config,
 )
+from provisioner.netboot.grub import first_config
 from provisioner.netboot.quoting import renderer
-from provisioner.netboot.scripts import BootUrls, answer_boot, render_boot_script
+from provisioner.netboot.scripts import (
+    BootUrls,
+    answer_boot,
+    render_boot_script,
+    render_grub_config,
+)
+from provisioner.netboot.shim_hosts import hosts_file_text
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 URLS = BootUrls(boot="http://10.77.0.1:8081", agent="https://10.77.0.1:8443")
@@ -41,6 +49,7 @@ NETWORK = NetbootConfig(
     dns=("10.77.0.1", "9.9.9.9"),
 )
 ISOLATED = replace(NETWORK, gateway=None, dns=())
+ALL_SHIM = replace(NETWORK, uefi_loader=UefiLoader.SHIM)
 
 CASES = {
     "ipxe/local_by_itself.ipxe": render_boot_script(LocalDisk(LocalBoot.AUTO, ""), URLS),
@@ -55,6 +64,17 @@ CASES = {
         replace(PLAIN, console=("tty0", "ttyS1,57600n8"), arguments=("pci=nomsi", "nomodeset")),
         URLS,
     ),
+    "grub/first.cfg": first_config(),
+    "grub/local_by_itself.cfg": render_grub_config(LocalDisk(LocalBoot.AUTO, ""), URLS),
+    "grub/local_by_exit.cfg": render_grub_config(LocalDisk(LocalBoot.EXIT, ""), URLS),
+    "grub/ramdisk.cfg": render_grub_config(PLAIN, URLS),
+    "grub/ramdisk_then_exit.cfg": render_grub_config(
+        replace(PLAIN, local_boot=LocalBoot.EXIT), URLS
+    ),
+    "grub/ramdisk_with_arguments.cfg": render_grub_config(
+        replace(PLAIN, console=("tty0", "ttyS1,57600n8"), arguments=("pci=nomsi", "nomodeset")),
+        URLS,
+    ),
     "dhcp/dnsmasq_full.conf": dnsmasq_config(NETWORK, DhcpMode.FULL),
     "dhcp/dnsmasq_full_isolated.conf": dnsmasq_config(ISOLATED, DhcpMode.FULL),
     "dhcp/dnsmasq_proxy.conf": dnsmasq_config(NETWORK, DhcpMode.PROXY),
@@ -62,6 +82,10 @@ CASES = {
     "dhcp/snippet_kea.json": dhcp_snippet(NETWORK, DhcpServer.KEA),
     "dhcp/snippet_kea_isolated.json": dhcp_snippet(ISOLATED, DhcpServer.KEA),
     "dhcp/snippet_isc.conf": dhcp_snippet(NETWORK, DhcpServer.ISC),
+    "dhcp/dnsmasq_full_shim.conf": dnsmasq_config(ALL_SHIM, DhcpMode.FULL),
+    "dhcp/snippet_dnsmasq_shim.conf": dhcp_snippet(ALL_SHIM, DhcpServer.DNSMASQ),
+    "dhcp/snippet_kea_shim.json": dhcp_snippet(ALL_SHIM, DhcpServer.KEA),
+    "dhcp/snippet_isc_shim.conf": dhcp_snippet(ALL_SHIM, DhcpServer.ISC),
 }
 
 
@@ -116,6 +140,65 @@ def test_no_value_leaves_its_place_in_a_boot_script(
         assert shape(script) == shape(plain)
         assert holes(script) == holes(plain)
         assert script.isascii()
+
+
+def words_of(config: str) -> list[tuple[int, bool]]:
+    """Return, as GRUB reads a configuration, how many words each line has, and whether a
+    quote is open at its end.
+
+    Source: the GRUB manual, "Quoting" and "Variable expansion".
+    """
+    return [
+        (len(re.findall(r"(?:'[^']*'|\"[^\"]*\"|[^\s'\"])+", line)), line.count("'") % 2 == 1)
+        for line in config.split("\n")
+    ]
+
+
+@given(ticket=NASTY, console=NASTY, argument=NASTY, digest=NASTY)
+def test_no_value_leaves_its_place_in_a_grub_config(
+    ticket: str, console: str, argument: str, digest: str
+) -> None:
+    """A value is refused, or stands in single quotes and is one word in them."""
+    for plan, plain in (
+        (replace(PLAIN, ticket=Secret(ticket)), PLAIN),
+        (replace(PLAIN, console=(console,)), PLAIN),
+        (replace(PLAIN, arguments=(argument,)), replace(PLAIN, arguments=("a",))),
+        (replace(PLAIN, digest=digest), PLAIN),
+    ):
+        try:
+            config = render_grub_config(plan, URLS)
+        except ConfigError:
+            continue
+        wanted = render_grub_config(plain, URLS)
+        assert words_of(config) == words_of(wanted)
+        assert re.findall(r"\$\w*", config) == ["$net_default_mac", "$try"]
+        assert config.isascii()
+
+
+@given(host=NASTY)
+def test_no_url_leaves_its_place_in_a_grub_config(host: str) -> None:
+    try:
+        config = render_grub_config(PLAIN, BootUrls(f"http://{host}", f"https://{host}"))
+    except ConfigError:
+        return
+    assert words_of(config) == words_of(CASES["grub/ramdisk.cfg"])
+
+
+@pytest.mark.parametrize("method", LocalBoot)
+def test_a_grub_config_ends_at_the_disk_or_at_the_firmware(method: LocalBoot) -> None:
+    """And never at GRUB's prompt, which waits for a person."""
+    for plan in (LocalDisk(method, ""), replace(PLAIN, local_boot=method)):
+        config = render_grub_config(plan, URLS)
+        assert config.endswith("\nexit\n") or config == "exit\n"
+        has_chain = "chainloader /EFI/BOOT/BOOTX64.EFI" in config
+        assert has_chain == (method in (LocalBoot.AUTO, LocalBoot.SANBOOT))
+
+
+def test_only_a_mac_stands_in_the_hosts_file() -> None:
+    text = hosts_file_text(["52:54:00:77:00:02", "52:54:00:77:00:01", "52:54:00:77:00:01"])
+    assert text == "52:54:00:77:00:01,set:secure-boot\n52:54:00:77:00:02,set:secure-boot\n"
+    with pytest.raises(ConfigError):
+        hosts_file_text(["52:54:00:77:00:01,10.77.0.1"])
 
 
 @given(host=NASTY)

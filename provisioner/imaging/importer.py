@@ -1,21 +1,24 @@
 """Bring in disk images that others built: raw, or qcow2 that is converted here.
 
-The format is always named, never guessed, and a qcow2 that refers to any other file is
-refused before a tool reads it. Never changes the image's content.
+The format is always named, never guessed. A qcow2 is judged by ourselves before a tool opens
+it, and every tool that reads what strangers made runs in a sandbox. Never changes the
+image's content.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import os
 import secrets
 import shutil
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from io import BufferedReader
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from provisioner.core.manifest import (
     Partition,
@@ -27,26 +30,46 @@ from provisioner.errors import RequestError, Unavailable
 from provisioner.imaging.archive import IMAGE_BYTES_MAX, ReleaseFacts
 from provisioner.imaging.build import BuiltImage, own_version
 from provisioner.imaging.gpt import firmware_of, read_partitions, root_partition
+from provisioner.imaging.qcow2 import Qcow2, judge
 from provisioner.imaging.rootfs import RELEASE_FILE, installed_packages
-from provisioner.imaging.tools import ToolFailed, output_of, run
+from provisioner.imaging.sandbox import SOURCE, TARGET, Limits, run_in_sandbox
+from provisioner.imaging.tools import ToolFailed
 
 FORMATS: Final = ("raw", "qcow2")
 CONVERT_LIMIT: Final = timedelta(minutes=30)
+# qemu-img decompresses in four threads. Only a backstop, for when nobody looks at the clock
+# any more.
+CONVERT_CPU_LIMIT: Final = 4 * CONVERT_LIMIT
+# qemu-img 7.2 needed at most 384 MiB of address space (and 41 MiB of memory), with clusters
+# from 512 bytes to 2 MiB, packed by zlib and zstd, up to a disk of 1 TiB.
+CONVERT_MEMORY_BYTES: Final = 768 * 1024 * 1024
 INSPECT_LIMIT: Final = timedelta(minutes=1)
-SPACE_RESERVE_BYTES: Final = 256 * 1024 * 1024
+INSPECT_MEMORY_BYTES: Final = 512 * 1024 * 1024
 INSPECTED_BYTES_MAX: Final = 32 * 1024 * 1024
+SPACE_RESERVE_BYTES: Final = 256 * 1024 * 1024
 # Nobody made these from a recipe of ours.
 NO_RECIPE: Final = "0" * 64
 
-# The qcow2 header: magic, version, backing file's offset and length, cluster bits, virtual
-# size, encryption, L1 size; then for version 3, after 64 further bytes up to 72, the
-# features one must understand. Source: QEMU's docs/interop/qcow2.txt.
-_QCOW2: Final = struct.Struct(">4sIQIIQII")
-_QCOW2_INCOMPATIBLE_PLACE: Final = 72
-_QCOW2_MAGIC: Final = b"QFI\xfb"
-_DATA_FILE: Final = 4
-_COMPRESSION: Final = 8
-_CLUSTER_BITS: Final = range(9, 22)
+# What a file begins with that is no raw disk: (place, bytes, what it is, what to do).
+_UNPACK: Final = "decompress it first"
+_QEMU_IMG: Final = "convert it where it was made: qemu-img convert -O qcow2, or -O raw"
+_NOT_RAW: Final = (
+    (0, b"QFI\xfb", "a qcow2 image", "name it: --format qcow2"),
+    (0, b"KDMV", "a VMDK image", _QEMU_IMG),
+    (0, b"COWD", "a VMDK image", _QEMU_IMG),
+    (0, b"# Disk DescriptorFile", "a VMDK descriptor", _QEMU_IMG),
+    (0, b"vhdxfile", "a VHDX image", _QEMU_IMG),
+    (0, b"conectix", "a VHD image", _QEMU_IMG),
+    (64, b"\x7f\x10\xda\xbe", "a VDI image", _QEMU_IMG),
+    (0, b"QED\0", "a QED image", _QEMU_IMG),
+    (0, b"\x1f\x8b", "compressed by gzip", _UNPACK),
+    (0, b"\xfd7zXZ\0", "compressed by xz", _UNPACK),
+    (0, b"\x28\xb5\x2f\xfd", "compressed by zstd", _UNPACK),
+    (0, b"BZh", "compressed by bzip2", _UNPACK),
+    (0, b"\x04\x22\x4d\x18", "compressed by lz4", _UNPACK),
+    (0, b"PK\x03\x04", "a zip archive", _UNPACK),
+    (257, b"ustar", "a tar archive, perhaps an OVA", "unpack it first"),
+)
 
 
 @dataclass(frozen=True)
@@ -67,78 +90,88 @@ def imported_image(request: ImportRequest, *, work: Path, now: datetime) -> Iter
 
     work is a folder with space for the image. A raw file is used where it is, and
     stays. Raises RequestError for a format we refuse, an image without a GPT, or one
-    that does not say which release it is; ToolFailed when the conversion fails.
+    that does not say which release it is; Unavailable when space is short; ToolFailed when
+    the conversion fails or meets its limits; ConfigError where no sandbox can be made.
     """
     check_image_name(request.image)
     check_version(request.version)
-    if not request.file.is_file():
-        raise RequestError(f"{request.file} is not a file")
-    if request.format == "raw":
-        yield BuiltImage(request.file, _facts(request, request.file, now))
-        return
-    if request.format != "qcow2":
+    if request.format not in FORMATS:
         raise RequestError(
             f"{request.format} is not a format we import", expected=" or ".join(FORMATS)
         )
-    folder = work / f"import-{secrets.token_hex(8)}"
-    folder.mkdir(parents=True)
-    try:
-        raw = folder / "disk.raw"
-        _convert(request.file, raw)
-        yield BuiltImage(raw, _facts(request, raw, now))
-    finally:
-        shutil.rmtree(folder)
+    if not request.file.is_file():
+        raise RequestError(f"{request.file} is not a file")
+    with request.file.open("rb") as source, contextlib.ExitStack() as undo:
+        if request.format == "raw":
+            _refuse_other_formats(source)
+            raw = request.file
+        else:
+            disk = judge(source, size_bytes_max=IMAGE_BYTES_MAX)
+            # Nobody else may look in: as root, the file in it is not ours for a while.
+            folder = work / f"import-{secrets.token_hex(8)}"
+            work.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700)
+            undo.callback(shutil.rmtree, folder)
+            raw = folder / "disk.raw"
+            _convert(source, disk, raw)
+        yield BuiltImage(raw, _facts(request, source, raw, now))
 
 
-def check_qcow2(file: Path) -> int:
-    """Return the virtual size in bytes of a qcow2 that stands alone.
-
-    Read from the header by ourselves, since a hostile image could make a tool open
-    any file of this machine: as backing file or as external data file. Raises
-    RequestError for those, encryption, damage, and sizes beyond the limit.
-    """
-    with file.open("rb") as image:
-        header = image.read(512)
-    if len(header) < _QCOW2.size or header[:4] != _QCOW2_MAGIC:
-        raise _refused(file, "a qcow2 header", "none")
-    fields = _QCOW2.unpack_from(header)
-    _, version, backing_offset, backing_length, cluster_bits, size_bytes, encryption, _ = fields
-    if version not in (2, 3):
-        raise _refused(file, "qcow2 version 2 or 3", version)
-    if backing_offset or backing_length:
-        raise _refused(file, "no backing file", "one")
-    if encryption:
-        raise _refused(file, "no encryption", "some")
-    if cluster_bits not in _CLUSTER_BITS:
-        raise _refused(file, "clusters of 512 bytes to 2 MiB", f"2^{cluster_bits} bytes")
-    if not 0 < size_bytes <= IMAGE_BYTES_MAX:
-        raise _refused(file, f"a virtual size up to {IMAGE_BYTES_MAX} bytes", size_bytes)
-    if version == 3:
-        (incompatible,) = struct.unpack_from(">Q", header, _QCOW2_INCOMPATIBLE_PLACE)
-        if incompatible & _DATA_FILE:
-            raise _refused(file, "no external data file", "one")
-        if incompatible & ~_COMPRESSION:
-            raise _refused(file, "a clean image without unknown features", f"{incompatible:#x}")
-    return int(size_bytes)
+def _refuse_other_formats(source: BufferedReader) -> None:
+    """Refuse what was called raw and is most likely something else, which no host could boot."""
+    start = os.pread(source.fileno(), 512, 0)
+    for place, magic, what, hint in _NOT_RAW:
+        if start[place : place + len(magic)] == magic:
+            raise RequestError(
+                f"{Path(source.name).name} is not a raw disk image",
+                expected="the bytes of a disk, as they are",
+                found=what,
+                hint=hint,
+            )
 
 
-def _convert(file: Path, raw: Path) -> None:
-    size_bytes = check_qcow2(file)
+def _convert(source: BufferedReader, disk: Qcow2, raw: Path) -> None:
+    """Have qemu-img write the disk as a new sparse file, in a sandbox."""
     free = shutil.disk_usage(raw.parent).free
-    # The raw file is sparse, but a compressed image may be full of data.
-    if free < size_bytes + SPACE_RESERVE_BYTES:
+    if free < disk.data_bytes + SPACE_RESERVE_BYTES:
         raise Unavailable(
-            f"not enough space in {raw.parent.parent} to convert {file.name}",
-            expected=f"{size_bytes + SPACE_RESERVE_BYTES} bytes free",
+            f"not enough space in {raw.parent.parent} to convert {Path(source.name).name}",
+            expected=f"{disk.data_bytes + SPACE_RESERVE_BYTES} bytes free",
             found=f"{free} bytes free",
         )
-    run(
-        ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(file.absolute()), str(raw)],
-        limit=CONVERT_LIMIT,
-    )
+    # Named down to the last layer, with nothing behind it: there is nothing to be probed.
+    image = {
+        "driver": "qcow2",
+        "backing": None,
+        "read-only": True,
+        "file": {"driver": "file", "filename": SOURCE},
+    }
+    command = ["qemu-img", "convert", "-n", "--target-is-zero", "-O", "raw"]
+    with raw.open("xb") as target:
+        os.fchmod(target.fileno(), 0o644)
+        target.truncate(disk.size_bytes)
+        run_in_sandbox(
+            [*command, f"json:{json.dumps(image)}", TARGET],
+            source=source,
+            target=target,
+            limits=Limits(
+                time=CONVERT_LIMIT,
+                cpu_time=CONVERT_CPU_LIMIT,
+                memory_bytes=CONVERT_MEMORY_BYTES,
+                written_bytes=disk.size_bytes,
+                printed_bytes=0,
+            ),
+        )
+        size_bytes = os.fstat(target.fileno()).st_size
+    if size_bytes != disk.size_bytes:
+        raise ToolFailed(
+            "qemu-img made a disk of another size", expected=disk.size_bytes, found=size_bytes
+        )
 
 
-def _facts(request: ImportRequest, raw: Path, now: datetime) -> ReleaseFacts:
+def _facts(
+    request: ImportRequest, source: BufferedReader, raw: Path, now: datetime
+) -> ReleaseFacts:
     partitions = read_partitions(raw)
     firmware = firmware_of(partitions)
     if not firmware:
@@ -149,6 +182,7 @@ def _facts(request: ImportRequest, raw: Path, now: datetime) -> ReleaseFacts:
         )
     root = root_partition(partitions)
     status = _read_from_root(raw, root, "var/lib/dpkg/status") if root else None
+    record = _record(request, source, now)
     return ReleaseFacts(
         image=request.image,
         version=request.version,
@@ -158,9 +192,38 @@ def _facts(request: ImportRequest, raw: Path, now: datetime) -> ReleaseFacts:
         packages=installed_packages(status) if status else {},
         recipe_digest=NO_RECIPE,
         builder=f"provisioner {own_version()}, imported from {request.format}",
-        built_at=now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        built_at=_written(now),
         root_partition=root.number if root else None,
+        log=_log(request, raw, record),
+        record=record,
     )
+
+
+def _record(request: ImportRequest, source: BufferedReader, now: datetime) -> dict[str, Any]:
+    """Return what is known of the image's origin: which file it was."""
+    source.seek(0)
+    return {
+        "imported_at": _written(now),
+        "imported_from": {
+            "file": request.file.name,
+            "format": request.format,
+            "size_bytes": os.fstat(source.fileno()).st_size,
+            "sha256": hashlib.file_digest(source, "sha256").hexdigest(),
+        },
+    }
+
+
+def _log(request: ImportRequest, raw: Path, record: dict[str, Any]) -> str:
+    origin = record["imported_from"]
+    return (
+        f"{record['imported_at']} imported {origin['file']}, named as {origin['format']}\n"
+        f"{origin['size_bytes']} bytes, sha256 {origin['sha256']}\n"
+        f"a disk of {raw.stat().st_size} bytes, as {request.image}@{request.version}\n"
+    )
+
+
+def _written(now: datetime) -> str:
+    return now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _release_id(request: ImportRequest, raw: Path, root: Partition | None) -> str:
@@ -187,11 +250,16 @@ def _release_id(request: ImportRequest, raw: Path, root: Partition | None) -> st
 
 def _read_from_root(raw: Path, root: Partition, path: str) -> str | None:
     """Return a text file of an ext2/3/4 root, read without mounting it; None if there is none."""
-    place = f"{raw.absolute()}?offset={root.start_bytes}"
-    command = ["debugfs", "-R", f"cat /{path}", place]
-    with contextlib.suppress(ToolFailed, UnicodeDecodeError):
-        data = output_of(command, bytes_max=INSPECTED_BYTES_MAX, limit=INSPECT_LIMIT)
-        return data.decode("utf-8") or None
+    command = ["debugfs", "-R", f"cat /{path}", f"{SOURCE}?offset={root.start_bytes}"]
+    limits = Limits(
+        time=INSPECT_LIMIT,
+        cpu_time=INSPECT_LIMIT,
+        memory_bytes=INSPECT_MEMORY_BYTES,
+        written_bytes=0,
+        printed_bytes=INSPECTED_BYTES_MAX,
+    )
+    with contextlib.suppress(ToolFailed, UnicodeDecodeError), raw.open("rb") as disk:
+        return run_in_sandbox(command, source=disk, limits=limits).decode("utf-8") or None
     return None
 
 
@@ -205,7 +273,3 @@ def _no_release_id(request: ImportRequest, found: str) -> RequestError:
         hint=f"put this into it when the image is made: {json.dumps(example)}; "
         "or name the id that stands there with --release-id",
     )
-
-
-def _refused(file: Path, expected: str, found: object) -> RequestError:
-    return RequestError(f"{file.name} is refused", expected=expected, found=str(found))

@@ -135,7 +135,8 @@ WORLD: Final = frozenset(
     )
 )
 AGENT_MAY: Final = frozenset(
-    {"zstandard", "provisioner.errors", "provisioner.core.manifest", "provisioner.core.disks"}
+    {"zstandard", "provisioner.errors"}
+    | {f"provisioner.core.{name}" for name in ("batches", "disks", "manifest", "trust", "versions")}
 )
 SERVER_LIBRARIES: Final = frozenset(
     re.findall(

@@ -10,7 +10,12 @@ from typing import Any, Final
 
 from provisioner.agent.http import Buffer, Connection, Origin, lazy_buffer, pinned_context
 from provisioner.agent.patience import OutOfPatience, keep_trying
-from provisioner.agent.problems import ChunkUnavailable, ServiceRefused, ServiceUnreachable
+from provisioner.agent.problems import (
+    ChunkUnavailable,
+    FileMissing,
+    ServiceRefused,
+    ServiceUnreachable,
+)
 
 ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024
 API_TIMEOUT_S: Final = 15.0
@@ -85,28 +90,36 @@ class ServiceClient:
 
 
 class FileClient:
-    """Files of a release, over one connection. For one thread."""
+    """Files of a release from one place, over one connection. For one thread."""
 
     def __init__(self, origin: Origin, *, patience_s: float = PATIENCE_S) -> None:
         self._connection = Connection(origin, timeout_s=FILE_TIMEOUT_S)
         self._patience_s = patience_s
 
-    def fetch(self, path: str, into: Buffer, stop: threading.Event | None = None) -> int:
-        """Fetch one file into a buffer, and return its length.
+    def get(self, path: str, into: Buffer) -> tuple[int, int]:
+        """Ask once; return the status, and how many bytes are now in the buffer.
 
-        A cut connection begins this file again. Raises ChunkUnavailable when it is not
-        there, does not fit, or could not be fetched in time.
+        Raises OSError when there is no whole answer, or "not now"; see `Connection.request`.
+        """
+        status, length = self._connection.request("GET", path, into=into)
+        if status in BUSY:
+            raise Busy(f"the service answered {status}")
+        return status, length
+
+    def fetch(self, path: str, into: Buffer) -> int:
+        """Fetch one file into a buffer, and return its length; try again while none comes.
+
+        Raises FileMissing when it is not there, and ChunkUnavailable when it does not fit
+        or could not be fetched in time.
         """
         try:
-            status, length = keep_trying(
-                lambda: self._once(path, into), patience_s=self._patience_s, stop=stop
-            )
+            status, length = keep_trying(lambda: self.get(path, into), patience_s=self._patience_s)
         except OutOfPatience as error:
             raise ChunkUnavailable(
                 f"could not fetch {path} for {self._patience_s:.0f} s", found=str(error)
             ) from error
         if status != 200:
-            raise ChunkUnavailable(
+            raise FileMissing(
                 f"the service does not have {path}", expected="200", found=str(status)
             )
         return length
@@ -114,12 +127,6 @@ class FileClient:
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
-
-    def _once(self, path: str, into: Buffer) -> tuple[int, int]:
-        status, length = self._connection.request("GET", path, into=into)
-        if status in BUSY:
-            raise Busy(f"the service answered {status}")
-        return status, length
 
 
 def _object(path: str, data: bytes) -> dict[str, Any]:

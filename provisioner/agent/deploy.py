@@ -6,14 +6,11 @@ half-written. It does not restart the host, and reports only progress.
 """
 
 import os
-from dataclasses import dataclass
 from typing import Any, Final
 
-from provisioner.agent.client import PATIENCE_S, FileClient, ServiceClient
+from provisioner.agent.client import PATIENCE_S, ServiceClient
 from provisioner.agent.console import say
-from provisioner.agent.disk_io import DiskFile
 from provisioner.agent.fat import fat_image
-from provisioner.agent.http import lazy_buffer
 from provisioner.agent.layout import (
     CIDATA_BYTES,
     CIDATA_LABEL,
@@ -24,41 +21,18 @@ from provisioner.agent.layout import (
     plan_layout,
     read_table,
 )
-from provisioner.agent.permission import Permission
-from provisioner.agent.problems import (
-    HostUnfit,
-    ImageUnfit,
-    ReadBackMismatch,
-    SeedGone,
-    SeedUnfit,
-    ServiceRefused,
-)
+from provisioner.agent.problems import ReadBackMismatch, SeedGone, SeedUnfit, ServiceRefused
 from provisioner.agent.progress import Progress
 from provisioner.agent.session import Session
-from provisioner.agent.trust import trusted_manifest
-from provisioner.agent.write import ImageWriter
-from provisioner.core.disks import Disk, choose_disk
-from provisioner.core.manifest import MANIFEST_BYTES_MAX, Manifest
+from provisioner.agent.target import Machine, find_target, heartbeat, sources_of
+from provisioner.agent.write import ImageWriter, thread_count
+from provisioner.core.disks import Disk
 from provisioner.errors import ConfigError
 
 SEED: Final = "/agent/v1/seed"
 SEED_FILES: Final = ("meta-data", "user-data", "vendor-data", "network-config")
 # The service's own code for a seed that was handed out before.
 SEED_HAS_LEFT: Final = "gone"
-SIGNATURE_BYTES_MAX: Final = 4096
-THREADS_MIN: Final = 4
-THREADS_MAX: Final = 16
-_ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What the deployment needs to know of the host, and where the host keeps things."""
-
-    disks: tuple[Disk, ...]
-    firmware: str
-    keys_file: str
-    devices: str = "/dev"
 
 
 def deploy(session: Session, machine: Machine, client: ServiceClient, progress: Progress) -> None:
@@ -66,74 +40,16 @@ def deploy(session: Session, machine: Machine, client: ServiceClient, progress: 
 
     Raises a ProvisionerError that says what stopped it.
     """
-    if session.release is None or session.rule is None:
-        raise ConfigError("a deployment without a release or a disk rule")
-    disk = choose_disk(session.rule, machine.disks)
-    say(f"disk {disk.name}, serial {disk.serial}, {disk.size_bytes} bytes")
-    with progress.stage("manifest"):
-        manifest = fetch_manifest(session, machine)
-        check_fit(manifest, machine.firmware)
-    say(f"release {manifest.name}, {manifest.used_bytes} of {manifest.size_bytes} bytes used")
-    permission = Permission(
-        client,
-        generation=session.generation,
-        heartbeat_s=session.heartbeat_s,
-        progress=progress.as_dict,
-    )
-    permission.start()
-    try:
-        with DiskFile(f"{machine.devices}/{disk.name}", name=disk.name) as file:
-
-            def open_files() -> FileClient:
-                return FileClient(session.boot)
-
-            job = ImageWriter(
-                file, manifest, open_files, permission, progress, threads=thread_count()
-            )
-            _Deployment(session, client, job, disk).run()
-    finally:
-        permission.end()
-
-
-def fetch_manifest(session: Session, machine: Machine) -> Manifest:
-    """Fetch the release's manifest and prove it. Raises TrustErrors and ChunkUnavailable."""
-    release = str(session.release)
-    files = FileClient(session.boot)
-    try:
-        into = lazy_buffer(MANIFEST_BYTES_MAX)
-        length = files.fetch(f"/releases/{release}/manifest.json", into)
-        data = bytes(memoryview(into)[:length])
-        length = files.fetch(f"/releases/{release}/manifest.sig", into)
-        signature = bytes(memoryview(into)[: min(length, SIGNATURE_BYTES_MAX)])
-    finally:
-        files.close()
-    return trusted_manifest(data, signature, release, machine.keys_file)
-
-
-def check_fit(manifest: Manifest, firmware: str) -> None:
-    """Raise HostUnfit or ImageUnfit when this release cannot run on such a host."""
-    machine = os.uname().machine
-    architecture = _ARCHITECTURES.get(machine, machine)
-    if manifest.architecture != architecture:
-        raise HostUnfit(
-            "the release is for another architecture; nothing was written",
-            expected=manifest.architecture,
-            found=architecture,
+    if session.writes_nothing:
+        raise ConfigError("a deployment that may write nothing")
+    target = find_target(session, machine, progress)
+    disk, manifest = target.disk, target.manifest
+    with heartbeat(session, client, progress) as permission, target.open() as file:
+        threads = thread_count(manifest.chunk_bytes, os.cpu_count() or 1)
+        job = ImageWriter(
+            file, manifest, sources_of(session), permission, progress, threads=threads
         )
-    boots_on = {"uefi" if item == "secure-boot" else item for item in manifest.firmware}
-    if firmware not in boots_on:
-        raise HostUnfit(
-            "the release does not boot on this firmware; nothing was written",
-            expected=", ".join(manifest.firmware),
-            found=firmware,
-        )
-    if manifest.size_bytes % SECTOR_BYTES or manifest.size_bytes < HEAD_BYTES:
-        raise ImageUnfit("the image is not whole sectors", found=manifest.size_bytes)
-
-
-def thread_count() -> int:
-    """Return how many threads to write with: some wait for the network while others hash."""
-    return min(max(2 * (os.cpu_count() or 1), THREADS_MIN), THREADS_MAX)
+        _Deployment(session, client, job, disk).run()
 
 
 class _Deployment:
@@ -158,7 +74,9 @@ class _Deployment:
                 image_bytes=self._job.manifest.size_bytes,
                 disk_bytes=self._file.size_bytes,
             )
-            compare_first = self._job.looks_like_an_earlier_release()
+            compare_first = (
+                self._session.mode == "delta" and self._job.looks_like_an_earlier_release()
+            )
         self._permission.ask(self._question(), patience_s=PATIENCE_S)
         say("permission to write; comparing first" if compare_first else "permission to write")
         with self._progress.stage("write"):

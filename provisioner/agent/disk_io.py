@@ -14,8 +14,6 @@ from typing import Final, Self
 from provisioner.agent.problems import DiskFailed, HostUnfit
 
 SECTOR_BYTES: Final = 512
-# One request of this size keeps the permission's check and the heartbeat lively.
-ZERO_STEP_BYTES: Final = 64 * 1024 * 1024
 
 # The usual huge page of amd64 and arm64.
 HUGE_PAGE_BYTES: Final = 2 * 1024 * 1024
@@ -50,10 +48,11 @@ def chunk_buffer(size_bytes: int) -> mmap.mmap:
 class DiskFile:
     """An open disk. `name` is what errors call it."""
 
-    def __init__(self, path: str, *, name: str) -> None:
+    def __init__(self, path: str, *, name: str, is_read_only: bool = False) -> None:
         self.name = name
         try:
-            self._fd = _open_direct(path)
+            # With a descriptor that cannot write, the kernel itself refuses every write.
+            self._fd = _open_direct(path, os.O_RDONLY if is_read_only else os.O_RDWR)
         except OSError as error:
             raise self._failed("open", 0, error) from error
         self.is_device = stat.S_ISBLK(os.fstat(self._fd).st_mode)
@@ -72,9 +71,9 @@ class DiskFile:
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
 
-    def read_into(self, buffer: mmap.mmap, length: int, offset: int) -> None:
-        """Fill the first `length` bytes of an aligned buffer. Raises DiskFailed."""
-        with memoryview(buffer) as view, view[:length] as part:
+    def read_into(self, buffer: mmap.mmap, length: int, offset: int, *, at: int = 0) -> None:
+        """Fill `length` bytes of an aligned buffer, from its byte `at` on. Raises DiskFailed."""
+        with memoryview(buffer) as view, view[at : at + length] as part:
             try:
                 count = os.preadv(self._fd, [part], offset)
             except OSError as error:
@@ -82,9 +81,9 @@ class DiskFile:
         if count != length:
             raise self._failed("read", offset, f"{count} of {length} bytes came")
 
-    def write_from(self, buffer: mmap.mmap, length: int, offset: int) -> None:
-        """Write the first `length` bytes of an aligned buffer. Raises DiskFailed."""
-        with memoryview(buffer) as view, view[:length] as part:
+    def write_from(self, buffer: mmap.mmap, length: int, offset: int, *, at: int = 0) -> None:
+        """Write `length` bytes of an aligned buffer, from its byte `at` on. Raises DiskFailed."""
+        with memoryview(buffer) as view, view[at : at + length] as part:
             try:
                 count = os.pwritev(self._fd, [part], offset)
             except OSError as error:
@@ -158,11 +157,11 @@ class DiskFile:
         )
 
 
-def _open_direct(path: str) -> int:
+def _open_direct(path: str, access: int) -> int:
     try:
-        return os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+        return os.open(path, access | os.O_DIRECT | os.O_CLOEXEC)
     except OSError as error:
         # Some file systems cannot; only a test's file lies on one.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise error
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        return os.open(path, access | os.O_CLOEXEC)

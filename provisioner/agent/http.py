@@ -35,6 +35,15 @@ class HttpBroken(OSError):
     """The connection ended early, or what came was not an answer we understand."""
 
 
+class BodyCut(HttpBroken):
+    """The answer ended within its body; its first `received` bytes are in the buffer."""
+
+    def __init__(self, status: int, received: int, length: int, why: object) -> None:
+        super().__init__(f"the connection ended after {received} of {length} bytes: {why}")
+        self.status = status
+        self.received = received
+
+
 @dataclass(frozen=True)
 class Origin:
     """Where to connect: the part of a URL before its path, and the path in front of others."""
@@ -54,6 +63,11 @@ class Origin:
         is_tls = scheme == "https"
         number = int(port) if port else (443 if is_tls else 80)
         return cls(is_tls, address, number, (prefix or "").rstrip("/"))
+
+    def __str__(self) -> str:
+        """Return the URL."""
+        scheme = "https" if self.is_tls else "http"
+        return f"{scheme}://{self.address}:{self.port}{self.prefix}"
 
 
 def pinned_context(ca_file: str) -> ssl.SSLContext:
@@ -105,8 +119,9 @@ class Connection:
     ) -> tuple[int, int]:
         """Send one request; return its status and how many bytes of body are now in `into`.
 
-        Raises OSError (HttpBroken among them) when no whole answer came, or when the body
-        does not fit into `into`; the connection is closed then, and may be used again.
+        Raises OSError when no whole answer came: BodyCut when it ended within its body,
+        HttpBroken when it is not one, or when the body does not fit into `into`. The
+        connection is closed then, and may be used again.
         """
         try:
             connection = self._open()
@@ -139,18 +154,22 @@ class Connection:
         return "\r\n".join([*lines, "", ""]).encode("ascii")
 
     def _receive(self, connection: socket.socket, into: Buffer) -> tuple[int, int]:
-        view = memoryview(into)
         head, rest = _read_head(connection)
         status, length, keeps = _understand(head)
-        if length > len(view) or len(rest) > length:
-            raise HttpBroken(f"an answer of {length} bytes, where {len(view)} are the limit")
-        view[: len(rest)] = rest
-        have = len(rest)
-        while have < length:
-            count = connection.recv_into(view[have:length], min(length - have, RECEIVE_BYTES))
-            if count == 0:
-                raise HttpBroken(f"the connection ended after {have} of {length} bytes")
-            have += count
+        if length > len(into) or len(rest) > length:
+            raise HttpBroken(f"an answer of {length} bytes, where {len(into)} are the limit")
+        with memoryview(into) as view:
+            view[: len(rest)] = rest
+            have = len(rest)
+            while have < length:
+                try:
+                    with view[have:length] as free:
+                        count = connection.recv_into(free, min(length - have, RECEIVE_BYTES))
+                except OSError as error:
+                    raise BodyCut(status, have, length, error) from error
+                if count == 0:
+                    raise BodyCut(status, have, length, "closed")
+                have += count
         if not keeps:
             self.close()
         return status, length

@@ -11,17 +11,20 @@ from typing import Any, Final, NoReturn
 from provisioner.agent.bmc import BmcQuestion
 from provisioner.agent.boot_args import COMMAND_LINE, BootArgs, parse_boot_args
 from provisioner.agent.client import PATIENCE_S, REPORT_PATIENCE_S, ServiceClient
+from provisioner.agent.compare import Comparison, compare
 from provisioner.agent.console import say, since_start_s
-from provisioner.agent.deploy import Machine, deploy
+from provisioner.agent.deploy import deploy
 from provisioner.agent.inventory import disks, firmware, inventory
 from provisioner.agent.patience import pause
 from provisioner.agent.progress import Progress
 from provisioner.agent.session import Session, say_hello
+from provisioner.agent.target import Machine
 from provisioner.errors import ProvisionerError
 
 CA_FILE: Final = "/etc/provisioner/agent-ca.pem"
-KEYS_FILE: Final = "/etc/provisioner/release-keys.pem"
+TRUST_FILE: Final = "/etc/provisioner/release-trust.json"
 DONE: Final = "/agent/v1/done"
+COMPARED: Final = "/agent/v1/compared"
 FAILED: Final = "/agent/v1/failed"
 # The NIC may need a while for its link, and a switch port longer still.
 HELLO_PATIENCE_S: Final = 180.0
@@ -66,35 +69,44 @@ def run(args: BootArgs, bmc: BmcQuestion) -> str:
     progress = Progress()
     progress.seconds["start"] = round(started_s, 3)
     progress.seconds["hello"] = round(since_start_s() - started_s, 3)
-    machine = Machine(tuple(disks()), firmware(), KEYS_FILE)
+    machine = Machine(tuple(disks()), firmware(), TRUST_FILE)
     try:
-        deploy(session, machine, client, progress)
+        if session.writes_nothing:
+            path, body = COMPARED, compared(compare(session, machine, client, progress))
+        else:
+            deploy(session, machine, client, progress)
+            path, body = DONE, done(session, progress)
     except BaseException as error:
         report_failure(client, session, error)
         raise
-    return report_done(client, session, progress)
-
-
-def report_done(client: ServiceClient, session: Session, progress: Progress) -> str:
-    """Tell the service that the disk is complete; return how the host is to go on.
-
-    When nobody listens the host restarts all the same: its disk is right, and the new
-    system speaks for itself.
-    """
-    body = {
-        "generation": session.generation,
-        "release": session.release,
-        "written_bytes": progress.written_bytes,
-        "fetched_bytes": progress.fetched_bytes,
-        "seconds": progress.seconds,
-    }
+    body |= {"generation": session.generation, "seconds": progress.seconds}
     say(f"done: {progress.seconds}")
+    # When nobody listens the host restarts all the same: its disk is right, and the new
+    # system speaks for itself.
     try:
-        client.post(DONE, body, patience_s=PATIENCE_S)
+        client.post(path, body, patience_s=PATIENCE_S)
     except ProvisionerError as error:
         _show(error)
     # A switch to kexec comes with a table of the hardware that survives it.
     return session.then
+
+
+def done(session: Session, progress: Progress) -> dict[str, Any]:
+    """Return what the service is told of a disk that is complete."""
+    return {
+        "release": session.release,
+        "written_bytes": progress.written_bytes,
+        "fetched_bytes": progress.fetched_bytes,
+    }
+
+
+def compared(found: Comparison) -> dict[str, Any]:
+    """Return what the service is told of a comparison."""
+    return {
+        "compared_chunks": found.compared_chunks,
+        "differing_chunks": found.differing_chunks,
+        "differing_bytes": found.differing_bytes,
+    }
 
 
 def report_failure(client: ServiceClient, session: Session, error: BaseException) -> None:

@@ -107,6 +107,12 @@ class Permission:
                     )
                 self._changed.wait(gives_up_at - now)
 
+    def raise_refusal(self) -> None:
+        """Raise what the service refused, if it did; unlike `check`, ask for no permission."""
+        with self._changed:
+            if self._refusal is not None:
+                raise self._refusal
+
     def _beat_until_over(self) -> None:
         while self._refusal is None and not self._over.wait(self._heartbeat_s):
             self.beat_now()

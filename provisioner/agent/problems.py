@@ -28,7 +28,7 @@ class PermissionExpired(DeviceError):
 
 
 class ManifestSignature(TrustError):
-    """No pinned key made the signature of the manifest."""
+    """Fewer pinned keys than needed signed the manifest."""
 
     code = "manifest_signature"
 
@@ -45,16 +45,32 @@ class ManifestMalformed(TrustError):
     code = "manifest_malformed"
 
 
+class ReleaseExpired(TrustError):
+    """The release is past the date until which its signers meant it to be deployed."""
+
+    code = "release_expired"
+
+
+class ReleaseTooOld(TrustError):
+    """The release is below the version that its image may go back to."""
+
+    code = "release_too_old"
+
+
 class ChunkCorrupt(TrustError):
-    """A chunk's bytes are not those that the manifest names."""
+    """A chunk's bytes are not those that the manifest names, wherever it was asked for."""
 
     code = "chunk_corrupt"
 
 
 class ChunkUnavailable(DeviceError):
-    """A chunk could not be fetched within the agent's patience."""
+    """A chunk or a file could not be fetched within the agent's patience."""
 
     code = "chunk_unavailable"
+
+
+class FileMissing(ChunkUnavailable):
+    """The service answered that it does not have the file."""
 
 
 class HostUnfit(DeviceError):
@@ -113,6 +129,8 @@ AGENT_PROBLEMS: tuple[type[ProvisionerError], ...] = (
     ManifestSignature,
     ManifestDigest,
     ManifestMalformed,
+    ReleaseExpired,
+    ReleaseTooOld,
     ChunkCorrupt,
     ChunkUnavailable,
     HostUnfit,

@@ -1,58 +1,125 @@
-"""Proves that a manifest is a release's: by signature first, then by digest, then by shape.
+"""Proves that a manifest is a release's, and that this release may be deployed.
 
-The signature is checked by the openssl program, since Python's library has no Ed25519.
+By signatures first, then by digest, then by shape, then by expiry and version. Signatures
+are checked by the openssl program, since Python's library has no Ed25519.
 """
 
+import base64
+import hashlib
 import os
-import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
 from typing import Final
 
-from provisioner.agent.problems import ManifestDigest, ManifestMalformed, ManifestSignature
+from provisioner.agent.problems import (
+    ManifestDigest,
+    ManifestMalformed,
+    ManifestSignature,
+    ReleaseExpired,
+    ReleaseTooOld,
+)
 from provisioner.core.manifest import Manifest
-from provisioner.errors import TrustError
+from provisioner.core.trust import (
+    TrustPolicy,
+    check_expiry,
+    check_release,
+    check_version_floor,
+    key_id,
+    parse_signatures,
+)
+from provisioner.errors import ProvisionerError, TrustError
 
 OPENSSL: Final = "/usr/bin/openssl"
-SIGNATURE_BYTES: Final = 64
-KEYS_MAX: Final = 16
+# What stands before the raw 32 bytes of an Ed25519 public key in DER. Source: RFC 8410 §4.
+_DER_PREFIX: Final = bytes.fromhex("302a300506032b6570032100")
 # The numbers under which the child sees its three files; ours are lower.
 _THEIRS: Final = (100, 101, 102)
-_PEM: Final = re.compile(
-    rb"-----BEGIN PUBLIC KEY-----\n[A-Za-z0-9+/=\n]+-----END PUBLIC KEY-----\n"
-)
 
 
-def trusted_manifest(data: bytes, signature: bytes, release: str, keys_file: str) -> Manifest:
-    """Return the manifest in data, once it is proven to be that of the release.
+@dataclass(frozen=True)
+class Asked:
+    """What the service asked for, as far as trust goes. `now` is the later of all clocks."""
 
-    keys_file holds PEM public keys; one of them must have made the signature. Raises
-    ManifestSignature, ManifestDigest or ManifestMalformed, in this order: bytes that
-    nobody signed are not parsed.
+    release: str
+    channel: str | None
+    minimum_version: str | None
+    now: datetime
+
+
+def trusted_manifest(data: bytes, signatures: bytes, asked: Asked, policy: TrustPolicy) -> Manifest:
+    """Return the manifest in data, once it is proven to be that of the release asked for.
+
+    policy is what the ramdisk pins; what the service says can only make it stricter. Raises
+    ManifestSignature, ManifestDigest, ManifestMalformed, ReleaseExpired or ReleaseTooOld, in
+    this order: bytes that nobody signed are not parsed.
     """
-    with open(keys_file, "rb") as file:
-        pinned = list(_public_keys(file.read()))
-    if len(signature) != SIGNATURE_BYTES or not any(
-        is_signed(data, signature, key) for key in pinned
-    ):
-        raise ManifestSignature(
-            "the manifest's signature is not by a release key; nothing was written",
-            expected=f"an Ed25519 signature by one of {len(pinned)} pinned keys",
-            found=f"{len(signature)} bytes that none of them made",
-            hint="was the ramdisk built with the key that signs the releases?",
+    valid = signers_of(data, signatures, policy, channel=asked.channel)
+    found = hashlib.sha256(data).hexdigest()
+    if found != asked.release:
+        raise ManifestDigest(
+            "the manifest is that of another release; nothing was written",
+            expected=asked.release,
+            found=found,
         )
     try:
         manifest = Manifest.parse(data)
     except TrustError as error:
-        raise ManifestMalformed(
-            error.message, expected=error.expected, found=error.found
-        ) from error
-    if manifest.digest != release:
-        raise ManifestDigest(
-            "the manifest is that of another release; nothing was written",
-            expected=release,
-            found=manifest.digest,
-        )
+        raise _as(ManifestMalformed, error) from error
+    try:
+        check_expiry(manifest, asked.now)
+    except TrustError as error:
+        raise _as(ReleaseExpired, error) from error
+    try:
+        check_version_floor(manifest, asked.minimum_version)
+        check_version_floor(manifest, policy.minimum_versions.get(manifest.image))
+    except TrustError as error:
+        raise _as(ReleaseTooOld, error) from error
+    # The same judge as the service's, so that nothing it looks at is forgotten here.
+    check_release(manifest, valid, policy, channel=asked.channel, now=asked.now)
     return manifest
+
+
+def signers_of(
+    data: bytes, signatures: bytes, policy: TrustPolicy, *, channel: str | None
+) -> list[str]:
+    """Return the ids of as many pinned keys as must have signed data, and have.
+
+    Raises ManifestSignature when there are fewer.
+    """
+    needed = policy.signatures_needed(channel)
+    wanted = f"Ed25519 signatures by {needed} of {len(policy.keys)} pinned keys"
+    try:
+        made = parse_signatures(signatures)
+    except TrustError as error:
+        raise ManifestSignature(
+            f"the manifest's signatures cannot be read; nothing was written: {error.message}",
+            expected=wanted,
+            found=error.found,
+        ) from error
+    valid = list(islice(_valid(data, made, policy.keys), needed))
+    if len(valid) < needed:
+        raise ManifestSignature(
+            "the manifest is not signed by enough release keys; nothing was written",
+            expected=wanted,
+            found=f"{len(made)} signatures, {len(valid)} of them by pinned keys and right",
+            hint="was the ramdisk built with the keys that sign the releases?",
+        )
+    return valid
+
+
+def _valid(data: bytes, made: dict[str, bytes], keys: tuple[str, ...]) -> Iterator[str]:
+    for key in keys:
+        name = key_id(key)
+        if name in made and is_signed(data, made[name], pem_of(key)):
+            yield name
+
+
+def pem_of(public_hex: str) -> bytes:
+    """Return the PEM form of a raw Ed25519 public key in hex."""
+    encoded = base64.b64encode(_DER_PREFIX + bytes.fromhex(public_hex))
+    return b"-----BEGIN PUBLIC KEY-----\n" + encoded + b"\n-----END PUBLIC KEY-----\n"
 
 
 def is_signed(data: bytes, signature: bytes, key: bytes) -> bool:
@@ -85,8 +152,5 @@ def _in_memory(content: bytes) -> int:
     return number
 
 
-def _public_keys(pem: bytes) -> Iterator[bytes]:
-    for count, match in enumerate(_PEM.finditer(pem)):
-        if count == KEYS_MAX:
-            raise ManifestSignature(f"the ramdisk pins more than {KEYS_MAX} keys")
-        yield match[0]
+def _as(kind: type[ProvisionerError], error: TrustError) -> ProvisionerError:
+    return kind(error.message, expected=error.expected, found=error.found, hint=error.hint)

@@ -1,7 +1,7 @@
 """Builds the deploy ramdisk: Debian's kernel, and an initramfs with Python and the agent.
 
 The base (everything that is Debian's) is kept in a cache. A site's ramdisk is the base and a
-small second archive with the agent's code and the site's public keys, made in an instant.
+small second archive with the agent's code and what the site trusts, made in an instant.
 Needs neither root nor a network beyond the package mirror. It does not sign or publish.
 """
 
@@ -19,7 +19,8 @@ from typing import Any, Final
 import zstandard
 
 import provisioner
-from provisioner.errors import ConfigError
+from provisioner.core.trust import TrustPolicy
+from provisioner.errors import ConfigError, TrustError
 from provisioner.imaging import cpio
 from provisioner.imaging import ramdisk_contents as contents
 from provisioner.imaging.ramdisk_tree import CLOSURE, COMPILE, PYTHON_FOLDER, lay_out, run_python
@@ -37,7 +38,9 @@ PINS_LEVEL: Final = 9
 # Raise it when the way a base is made changes, so that cached ones are made again.
 BASE_FORMAT: Final = 1
 
-AGENT_CORE: Final = ("__init__.py", "disks.py", "manifest.py")
+AGENT_CORE: Final = (
+    "__init__.py", "batches.py", "disks.py", "manifest.py", "trust.py", "versions.py",
+)  # fmt: skip
 
 _TRY_AGENT: Final = """
 import json, sys
@@ -70,9 +73,9 @@ class Base:
 
 @dataclass(frozen=True)
 class Pins:
-    """What a site's ramdisk trusts, as PEM: public keys of releases, the agent listener's CA."""
+    """What a site's ramdisk trusts: releases by a `TrustPolicy`, the agent listener's CA as PEM."""
 
-    release_keys: bytes
+    release_trust: bytes
     agent_ca: bytes
 
 
@@ -111,7 +114,7 @@ def build_ramdisk(base: Base, pins: Pins, ramdisks: Path) -> Ramdisk:
 
     The digest is that of ramdisk.json, which names the digests of the other two. The same
     inputs give the same digest, and an existing one is left as it is. Raises ConfigError
-    when the pins are not PEM, or when the ramdisk is larger than its kernel's limit.
+    when the pins are not what they should be, or the ramdisk is larger than its kernel's limit.
     """
     _check_pins(pins)
     ramdisks.mkdir(parents=True, exist_ok=True)
@@ -182,15 +185,16 @@ def _check_size(kernel_package: str, size_bytes: int) -> None:
 
 
 def _check_pins(pins: Pins) -> None:
-    wanted = (
-        ("release keys", pins.release_keys, b"-----BEGIN PUBLIC KEY-----"),
-        ("agent CA", pins.agent_ca, b"-----BEGIN CERTIFICATE-----"),
-    )
-    for name, pem, start in wanted:
-        if start not in pem:
-            raise ConfigError(f"the {name} for the ramdisk are not PEM", expected=start.decode())
-        if b"PRIVATE KEY" in pem:
-            raise ConfigError(f"the {name} for the ramdisk hold a private key")
+    try:
+        TrustPolicy.parse(pins.release_trust)
+    except TrustError as error:
+        raise ConfigError(f"the ramdisk's trust in releases: {error.message}") from error
+    if b"-----BEGIN CERTIFICATE-----" not in pins.agent_ca:
+        raise ConfigError(
+            "the agent CA for the ramdisk is not PEM", expected="-----BEGIN CERTIFICATE-----"
+        )
+    if b"PRIVATE KEY" in pins.agent_ca:
+        raise ConfigError("the agent CA for the ramdisk holds a private key")
 
 
 def _fetch(kernel_package: str, tree: Path) -> dict[str, str]:
@@ -238,7 +242,7 @@ def _fill_site(base: Base, pins: Pins, site: Path) -> None:
     """Lay out what a site adds: /init, the agent compiled, and what it trusts."""
     etc = site / "etc/provisioner"
     etc.mkdir(parents=True)
-    (etc / "release-keys.pem").write_bytes(pins.release_keys)
+    (etc / "release-trust.json").write_bytes(pins.release_trust)
     (etc / "agent-ca.pem").write_bytes(pins.agent_ca)
     package = Path(provisioner.__file__).parent
     for script, target in (("init.sh", site / "init"), ("udhcpc.sh", etc / "udhcpc.sh")):

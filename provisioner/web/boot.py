@@ -4,22 +4,38 @@ It gives out no secret but the one-time boot ticket, and it answers whatever hap
 host that gets no answer hangs, so every failure here ends at the host's own disk.
 """
 
+import ipaddress
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Final, Protocol
+from http import HTTPStatus
+from typing import Final, Protocol, TypeVar
 
 import structlog
 from flask import Flask, Response, jsonify, request
 
-from provisioner.core.bootplan import BootPlan, Inspect, LocalDisk, Ramdisk, boot_request
+from provisioner.core.bootplan import (
+    BootPlan,
+    Inspect,
+    Loader,
+    LocalDisk,
+    Ramdisk,
+    boot_request,
+)
 from provisioner.core.model import LocalBoot
 from provisioner.errors import ProvisionerError, RequestError
-from provisioner.netboot.scripts import CONTENT_TYPE, BootAnswer, BootUrls, answer_boot
+from provisioner.netboot import grub
+from provisioner.netboot.scripts import (
+    CONTENT_TYPE,
+    BootUrls,
+    answer_boot,
+    render_grub_config,
+)
 from provisioner.service.boot import BootService
 from provisioner.settings import Settings
 
 from .bodies import peer
+from .file_source import LocalFiles
 from .files import add_files
 from .problems import install_problems
 
@@ -28,6 +44,8 @@ BODY_BYTES_MAX: Final = 4096  # nothing here takes a body
 # that is locked or away may take longer than that to say so.
 DECISION_LIMIT_S: Final = 3.0
 DECISIONS_AT_ONCE_MAX: Final = 24
+
+_Answer = TypeVar("_Answer")
 
 log = structlog.get_logger(__name__)
 
@@ -50,24 +68,30 @@ def create_app(service: BootListener) -> Flask:
     install_problems(app)
     deciding = ThreadPoolExecutor(DECISIONS_AT_ONCE_MAX, thread_name_prefix="boot")
 
-    def decide() -> BootPlan:
-        asking = boot_request(request.args)
-        decided = deciding.submit(service.boot.answer, asking, peer())
+    def decide(loader: Loader) -> BootPlan:
+        asking = boot_request(request.args, loader)
+        decided = deciding.submit(service.boot.answer, asking, _source(loader))
         try:
             return decided.result(DECISION_LIMIT_S)
         except TimeoutError:
             decided.cancel()
             raise
 
-    add_files(app, settings.data_dir, accel=settings.boot.accel)
+    def told(loader: Loader) -> BootPlan:
+        return _told(decide(loader), settings.ramdisk.kernel_arguments)
+
+    add_files(app, LocalFiles(settings.data_dir), accel=settings.boot.accel)
 
     @app.get("/boot/ipxe")
     def boot_script() -> Response:
-        answer = _answer(lambda: _told(decide(), settings.ramdisk.kernel_arguments), urls)
-        response = Response(answer.text, answer.status, content_type=CONTENT_TYPE)
-        # The next answer may be another one: no proxy may keep this.
-        response.headers["Cache-Control"] = "no-store"
-        return response
+        answer = _answer(lambda: told(Loader.IPXE), lambda plan: answer_boot(plan, urls))
+        return _response(answer.text, answer.status)
+
+    @app.get(grub.ANSWERS)
+    def grub_config() -> Response:
+        # Always a success: GRUB asks by TFTP, and has no other way to be told.
+        text = _answer(lambda: told(Loader.GRUB), lambda plan: render_grub_config(plan, urls))
+        return _response(text, HTTPStatus.OK)
 
     @app.get("/healthz")
     def healthz() -> Response:
@@ -81,11 +105,32 @@ def _told(plan: BootPlan, arguments: tuple[str, ...]) -> BootPlan:
     return replace(plan, arguments=arguments) if isinstance(plan, Ramdisk) else plan
 
 
-def _answer(decide: Callable[[], BootPlan], urls: BootUrls) -> BootAnswer:
+def _source(loader: Loader) -> str:
+    """Return the host's address, for the timeline only: it decides nothing.
+
+    GRUB's question comes from our TFTP server, which names the address that asked it.
+    """
+    told = request.args.get("address", "") if loader is Loader.GRUB else ""
+    try:
+        return str(ipaddress.ip_address(told)) if told else peer()
+    except ValueError:
+        return peer()
+
+
+def _response(text: str, status: int) -> Response:
+    response = Response(text, status, content_type=CONTENT_TYPE)
+    # The next answer may be another one: no proxy may keep this.
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def _answer(
+    decide: Callable[[], BootPlan], render: Callable[[LocalDisk | Ramdisk], _Answer]
+) -> _Answer:
     try:
         plan = decide()
         if not isinstance(plan, Inspect):
-            return answer_boot(plan, urls)
+            return render(plan)
         reason = "nobody issued a ticket for the inspection"
     except RequestError as error:
         reason = error.message
@@ -99,4 +144,4 @@ def _answer(decide: Callable[[], BootPlan], urls: BootUrls) -> BootAnswer:
         # A bug, or a database that is away: the host boots its disk all the same.
         log.exception("boot request not decided")
         reason = "the service failed"
-    return answer_boot(LocalDisk(LocalBoot.AUTO, reason), urls)
+    return render(LocalDisk(LocalBoot.AUTO, reason))

@@ -1,14 +1,16 @@
-"""Serves the immutable files of the data directory: ramdisks, manifests, chunks.
+"""Serves the immutable files of the store: ramdisks, manifests, chunks.
 
 Every path is one of a few patterns with hex digests in it, so no name from a request ever
 becomes a path of its own. Knows no host and needs no token: the agent checks all of it.
 """
 
-from pathlib import Path
 from typing import Final
 
 from flask import Blueprint, Flask, Response, abort, send_file
 from werkzeug.routing import BaseConverter
+
+from .chunk_batches import ChunkBatches
+from .file_source import FileSource
 
 # A year: the name is the digest of the content, so it can never be stale.
 MAX_AGE_S: Final = 365 * 24 * 3600
@@ -16,6 +18,9 @@ ACCEL_PREFIX: Final = "/provisioner-files"
 
 _JSON: Final = "application/json"
 _BYTES: Final = "application/octet-stream"
+_MISSING: Final = "there is no such file"
+_SIGNATURES: Final = "manifest.sig"
+_MANIFESTS: Final = {"manifest.json": _JSON, "manifest.json.zst": _BYTES}
 
 
 class _Digest(BaseConverter):
@@ -26,47 +31,64 @@ class _Pair(BaseConverter):
     regex = "[0-9a-f]{2}"
 
 
-def add_files(app: Flask, data_dir: Path, *, accel: bool) -> None:
-    """Add the routes for files under `data_dir` to `app`.
+def add_files(app: Flask, source: FileSource, *, accel: bool) -> None:
+    """Add the routes for the files of `source` to `app`.
 
-    With `accel` the answer is an X-Accel-Redirect below ACCEL_PREFIX, and an nginx in
-    front sends the file.
+    With `accel` the answer for a file on this machine is an X-Accel-Redirect below
+    ACCEL_PREFIX, and an nginx in front sends the file. Batches are always made here.
     """
     app.url_map.converters["digest"] = _Digest
     app.url_map.converters["pair"] = _Pair
     files = Blueprint("files", __name__)
+    batches = ChunkBatches(source)
 
     def answer(relative: str, etag: str, mimetype: str) -> Response:
-        path = data_dir / relative
-        if not path.is_file():
-            abort(404, description="there is no such file")
-        if accel:
-            response = Response(mimetype=mimetype)
+        path = source.local(relative)
+        if path is not None and not accel:
+            return _kept(send_file(path, mimetype=mimetype, etag=etag, conditional=True))
+        response = Response(mimetype=mimetype)
+        if path is not None:
             response.headers["X-Accel-Redirect"] = f"{ACCEL_PREFIX}/{relative}"
-            response.set_etag(etag)
+        elif (data := source.read(relative)) is not None:
+            response.set_data(data)
         else:
-            response = send_file(
-                path, mimetype=mimetype, etag=etag, max_age=MAX_AGE_S, conditional=True
-            )
-        response.headers["Cache-Control"] = f"public, max-age={MAX_AGE_S}, immutable"
-        return response
+            abort(404, description=_MISSING)
+        response.set_etag(etag)
+        return _kept(response)
 
     @files.get("/ramdisks/<digest:digest>/<any(vmlinuz, initrd):name>")
     def ramdisk(digest: str, name: str) -> Response:
         return answer(f"ramdisks/{digest}/{name}", f"{digest}-{name}", _BYTES)
 
-    @files.get("/releases/<digest:digest>/manifest.json")
-    def manifest(digest: str) -> Response:
-        return answer(f"releases/{digest}/manifest.json", digest, _JSON)
+    @files.get("/releases/<digest:digest>/<name>")
+    def manifest(digest: str, name: str) -> Response:
+        if name not in _MANIFESTS:
+            abort(404, description=_MISSING)
+        return answer(f"releases/{digest}/{name}", f"{digest}-{name}", _MANIFESTS[name])
 
-    @files.get("/releases/<digest:digest>/manifest.sig")
-    def signature(digest: str) -> Response:
-        return answer(f"releases/{digest}/manifest.sig", f"{digest}-sig", _BYTES)
+    @files.get(f"/releases/<digest:digest>/{_SIGNATURES}")
+    def signatures(digest: str) -> Response:
+        # Signatures are added to a release later on: nobody may keep the file.
+        if (data := source.read(f"releases/{digest}/{_SIGNATURES}")) is None:
+            abort(404, description=_MISSING)
+        response = Response(data, mimetype=_JSON)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+    @files.get("/releases/<digest:digest>/chunks/<spec>")
+    def batch(digest: str, spec: str) -> Response:
+        return _kept(Response(batches.answer(digest, spec), mimetype=_BYTES))
 
     @files.get("/chunks/<pair:pair>/<digest:digest>")
     def chunk(pair: str, digest: str) -> Response:
         if not digest.startswith(pair):
-            abort(404, description="there is no such file")
+            abort(404, description=_MISSING)
         return answer(f"chunks/{pair}/{digest}", digest, _BYTES)
 
     app.register_blueprint(files)
+
+
+def _kept(response: Response) -> Response:
+    """Let everybody keep the answer: it is the only one that there will ever be."""
+    response.headers["Cache-Control"] = f"public, max-age={MAX_AGE_S}, immutable"
+    return response

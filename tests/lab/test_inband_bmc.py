@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from provisioner import wiring
 from provisioner.imaging.ramdisk import DEFAULT_KERNEL, Pins, build_base, build_ramdisk
 from provisioner.lab import LabHost
 from provisioner.lab.site import Site
@@ -14,8 +15,8 @@ pytestmark = pytest.mark.lab
 
 def use_full_kernel(site: Site) -> None:
     """Build a ramdisk with the kernel for hardware; being the newest, it is what hosts boot."""
-    keys = site.settings.keys
-    pins = Pins(keys.release_public.encode(), keys.agent_tls_pem.read_bytes())
+    trust = wiring.trust_policy(site.settings).to_bytes()
+    pins = Pins(trust, site.settings.keys.agent_tls_pem.read_bytes())
     base = build_base(DEFAULT_KERNEL, site.cache / "ramdisk")
     build_ramdisk(base, pins, site.settings.data_dir / "ramdisks")
 

@@ -26,9 +26,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import NameOID
 
+from provisioner.core.batches import indexes_in, pack
 from provisioner.core.manifest import Manifest
+from provisioner.core.trust import TrustPolicy, key_id, signatures_to_bytes
 
 MIB = 1024 * 1024
+CHUNK = 64 * 1024
 SEED = {
     "meta-data": "instance-id: i-1\n",
     "user-data": "#cloud-config\nhostname: lab-1\n",
@@ -39,36 +42,59 @@ SEED = {
 
 @dataclass
 class Release:
-    """One release: its manifest, signature, and chunks by the path they are served at."""
+    """One release: its manifest, who signs it, and chunks by the path they are served at."""
 
     raw: bytes
     manifest: Manifest
-    key: Ed25519PrivateKey
+    keys: tuple[Ed25519PrivateKey, ...]
     chunks: dict[str, bytes]
 
     @property
-    def signature(self) -> bytes:
-        return self.key.sign(self.manifest.to_bytes())
+    def key(self) -> Ed25519PrivateKey:
+        return self.keys[0]
 
     @property
-    def public_pem(self) -> bytes:
-        return public_pem(self.key)
+    def folder(self) -> str:
+        return f"/releases/{self.manifest.digest}"
+
+    @property
+    def signatures(self) -> bytes:
+        return signed(self.manifest.to_bytes(), *self.keys)
+
+    @property
+    def trust(self) -> bytes:
+        """A policy that trusts its keys, and asks for one signature."""
+        return TrustPolicy(tuple(map(public_hex, self.keys))).to_bytes()
 
     def files(self) -> dict[str, bytes]:
         """Everything of it that is fetched, by path."""
-        folder = f"/releases/{self.manifest.digest}"
+        data = self.manifest.to_bytes()
         return {
-            f"{folder}/manifest.json": self.manifest.to_bytes(),
-            f"{folder}/manifest.sig": self.signature,
+            f"{self.folder}/manifest.json": data,
+            f"{self.folder}/manifest.json.zst": zstandard.compress(data),
+            f"{self.folder}/manifest.sig": self.signatures,
             **self.chunks,
         }
 
+    def digest_at(self, offset: int) -> str:
+        """Return the digest of the chunk at this byte of the image."""
+        digest = self.manifest.chunks[offset // self.manifest.chunk_bytes]
+        assert digest is not None
+        return digest
 
-def public_pem(key: Ed25519PrivateKey) -> bytes:
-    """The public half, as it is pinned."""
-    return key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+
+def public_hex(key: Ed25519PrivateKey) -> str:
+    """The public half, as a policy names it."""
+    return key.public_key().public_bytes_raw().hex()
+
+
+def signed(data: bytes, *keys: Ed25519PrivateKey) -> bytes:
+    """The signature file for these bytes by these keys."""
+    return signatures_to_bytes({key_id(public_hex(key)): key.sign(data) for key in keys})
+
+
+def chunk_path(digest: str) -> str:
+    return f"/chunks/{digest[:2]}/{digest}"
 
 
 def make_image(path: Path, *, size_mib: int, seed: int = 1) -> bytes:
@@ -92,26 +118,31 @@ def make_image(path: Path, *, size_mib: int, seed: int = 1) -> bytes:
     return path.read_bytes()
 
 
-def make_release(raw: bytes, key: Ed25519PrivateKey | None = None, **changes: Any) -> Release:
+def make_release(
+    raw: bytes,
+    *keys: Ed25519PrivateKey,
+    chunk_bytes: int = CHUNK,
+    **changes: Any,
+) -> Release:
     """Chunk, pack and describe an image; `changes` replace fields of the manifest."""
     chunks: list[str | None] = []
     stored: dict[str, bytes] = {}
-    for at in range(0, len(raw), MIB):
-        part = raw[at : at + MIB]
+    packer = zstandard.ZstdCompressor(level=3)
+    for at in range(0, len(raw), chunk_bytes):
+        part = raw[at : at + chunk_bytes]
         if part.count(0) == len(part):
             chunks.append(None)
             continue
         digest = hashlib.sha256(part).hexdigest()
         chunks.append(digest)
-        stored[f"/chunks/{digest[:2]}/{digest}"] = zstandard.ZstdCompressor(level=3).compress(part)
+        stored[chunk_path(digest)] = packer.compress(part)
     values: dict[str, Any] = {
         "image": "test",
         "version": "1",
         "architecture": "amd64",
         "size_bytes": len(raw),
-        "chunk_bytes": MIB,
+        "chunk_bytes": chunk_bytes,
         "chunks": tuple(chunks),
-        "stored_bytes": sum(map(len, stored.values())),
         "firmware": ("bios", "uefi"),
         "release_id": "0" * 32,
         "root_digest": "0" * 64,
@@ -122,7 +153,7 @@ def make_release(raw: bytes, key: Ed25519PrivateKey | None = None, **changes: An
         "built_at": "2026-11-23T12:00:00Z",
     }
     manifest = Manifest(**{**values, **changes})
-    return Release(raw, manifest, key or Ed25519PrivateKey.generate(), stored)
+    return Release(raw, manifest, keys or (Ed25519PrivateKey.generate(),), stored)
 
 
 @dataclass
@@ -147,6 +178,22 @@ class Service:
     # Called when a call was carried out, before its answer is sent; True cuts the connection.
     loses: Callable[[str], bool] = lambda _name: False
     ended: threading.Event = field(default_factory=threading.Event)
+
+    def file(self, path: str) -> bytes | None:
+        """Return what stands at a path: a file, or a batch of chunks."""
+        folder, found, spec = path.partition("/chunks/")
+        manifest = self.files.get(f"{folder}/manifest.json") if folder and found else None
+        if manifest is None:
+            return self.files.get(path)
+        digests = json.loads(manifest)["chunks"]
+        frames = [self.files.get(chunk_path(digests[index])) for index in indexes_in(spec)]
+        whole = [frame for frame in frames if frame is not None]
+        return pack(whole) if len(whole) == len(frames) else None
+
+    def asked_for(self) -> list[int]:
+        """Return the numbers of all chunks that were asked for in batches, in order."""
+        specs = [path.partition("/chunks/")[2] for path in self.fetched if is_batch(path)]
+        return [index for spec in specs for index in indexes_in(spec)]
 
     def told(self, name: str) -> list[dict[str, Any]]:
         """Return the bodies of all calls of that name."""
@@ -189,8 +236,12 @@ class Service:
         return 200, {**self.hello, "token": self.token, "boot_url": self.boot_url}
 
 
+def is_batch(path: str) -> bool:
+    return path.startswith("/releases/") and "/chunks/" in path
+
+
 def deployment(release: Release, **changes: Any) -> dict[str, Any]:
-    """Return the answer to hello for a deployment of the release."""
+    """Return the answer to hello for a deployment of the release; `changes` replace parts."""
     return {
         "operation": "op_1",
         "generation": 3,
@@ -273,7 +324,7 @@ def _file_handler(service: Service) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf")
                 self.close_connection = True
                 return
-            data = service.files.get(self.path)
+            data = service.file(self.path)
             self.send_response(404 if data is None else 200)
             self.send_header("Content-Length", str(len(data or b"")))
             self.end_headers()

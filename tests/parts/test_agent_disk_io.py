@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from provisioner.agent.client import FileClient
-from provisioner.agent.disk_io import ZERO_STEP_BYTES, DiskFile, aligned_buffer
+from provisioner.agent.disk_io import DiskFile, aligned_buffer
 from provisioner.agent.http import Origin
 from provisioner.agent.parallel import run_parallel
 from provisioner.agent.permission import Permission
 from provisioner.agent.problems import DiskFailed, ReadBackMismatch
 from provisioner.agent.progress import Progress
-from provisioner.agent.write import ImageWriter, pieces_of
+from provisioner.agent.sources import Sources
+from provisioner.agent.write import ImageWriter
 from tests.parts.agent_service import MIB, Release, Service, make_image, make_release, running
 
 
@@ -33,16 +33,17 @@ class Granted(Permission):
     def beat_now(self) -> None:
         """Nobody listens."""
 
+    def raise_refusal(self) -> None:
+        """Nobody refuses."""
+
 
 def test_a_disk_that_changes_a_byte_is_caught(tmp_path: Path, release: Release) -> None:
     """What was written well and reads back otherwise is named, with both digests."""
     (tmp_path / "disk").write_bytes(b"\xff" * 32 * MIB)
     service = Service(files=release.files(), hello={})
     with running(service), DiskFile(str(tmp_path / "disk"), name="vda") as disk:
-        origin = Origin.parse(service.boot_url)
-        job = ImageWriter(
-            disk, release.manifest, lambda: FileClient(origin), Granted(), Progress(), threads=2
-        )
+        sources = Sources(release.manifest.digest, Origin.parse(service.boot_url))
+        job = ImageWriter(disk, release.manifest, sources, Granted(), Progress(), threads=2)
         job.write(compare_first=False)
         job.read_back()
         for at in (4 * MIB + 99, 6 * MIB + 1):
@@ -58,19 +59,6 @@ def test_a_disk_that_changes_a_byte_is_caught(tmp_path: Path, release: Release) 
                 file.seek(at)
                 file.write(before)
         job.read_back()
-
-
-def test_pieces_cover_the_image_and_runs_of_zeros_are_bounded(release: Release) -> None:
-    """Every byte behind the first chunk is in exactly one piece."""
-    at = MIB
-    for piece in pieces_of(release.manifest):
-        assert piece.offset == at
-        assert 0 < piece.length <= ZERO_STEP_BYTES
-        at += piece.length
-    assert at == release.manifest.size_bytes
-    empty = make_release(release.raw[:MIB] + bytes(200 * MIB))
-    runs = [piece.length for piece in pieces_of(empty.manifest)]
-    assert runs == [64 * MIB, 64 * MIB, 64 * MIB, 8 * MIB]
 
 
 def test_a_full_or_missing_disk_is_an_error_with_its_name(tmp_path: Path) -> None:

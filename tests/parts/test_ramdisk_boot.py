@@ -14,6 +14,7 @@ import pytest
 
 from provisioner.imaging.ramdisk import LAB_KERNEL, Pins, build_base, build_ramdisk
 from tests.parts.agent_service import (
+    CHUNK,
     MIB,
     SEED,
     Release,
@@ -46,7 +47,7 @@ class VirtualHost:
 
     def run(self, *, memory_mib: int = 768, network: str | None = None) -> str:
         """Boot the ramdisk, wait until it restarts, and return its console."""
-        pins = Pins(self.release.public_pem, self.service.ca_pem)
+        pins = Pins(self.release.trust, self.service.ca_pem)
         made = build_ramdisk(build_base(LAB_KERNEL, cache_dir()), pins, self.folder / "ramdisks")
         net = f"{MAC},10.0.2.15,255.255.255.0,10.0.2.2" if network is None else network
         words = (
@@ -93,7 +94,7 @@ def test_a_virtual_host_deploys_a_release(tmp_path: Path, release: Release) -> N
     assert "ticket-1" not in console
     assert "token-1" not in console
     found = host.disk.read_bytes()
-    assert found[MIB : 64 * MIB] == release.raw[MIB:]
+    assert found[CHUNK : 64 * MIB] == release.raw[CHUNK:]
     checked = subprocess.run(
         ["sgdisk", "-v", host.disk], capture_output=True, text=True, check=True
     )

@@ -10,7 +10,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import zstandard
 
+from provisioner.core.trust import TrustPolicy
 from provisioner.errors import ConfigError
 from provisioner.imaging import cpio
 from provisioner.imaging.ramdisk import (
@@ -25,7 +27,7 @@ from provisioner.imaging.ramdisk import (
 )
 
 PINS = Pins(
-    b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n",
+    TrustPolicy(("ab" * 32,)).to_bytes(),
     b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
 )
 
@@ -40,9 +42,16 @@ def base() -> Base:
 
 
 def unpack(initrd: Path, folder: Path) -> None:
-    """Unpack as the kernel does: one compressed archive after the other."""
-    command = f"zstd -dc < {initrd} | (cpio -idm --quiet; cpio -idm --quiet)"
-    subprocess.run(["bash", "-c", command], cwd=folder, check=True, stderr=subprocess.DEVNULL)
+    """Unpack as the kernel does: one compressed archive after the other.
+
+    Each by itself: the tool reads in blocks, and would swallow the start of the second.
+    """
+    packed = initrd.read_bytes()
+    while packed:
+        unpacker = zstandard.ZstdDecompressor().decompressobj()
+        archive = unpacker.decompress(packed)
+        packed = unpacker.unused_data
+        subprocess.run(["cpio", "-idm", "--quiet"], cwd=folder, input=archive, check=True)
 
 
 def test_the_archive_is_one_that_cpio_reads(tmp_path: Path) -> None:
@@ -99,7 +108,7 @@ def test_a_ramdisk_is_repeatable_and_named_by_its_digest(base: Base, tmp_path: P
 
 def test_the_one_built_last_is_the_newest(base: Base, tmp_path: Path) -> None:
     """Going back to older keys brings the older ramdisk to the front again."""
-    other = Pins(PINS.release_keys * 2, PINS.agent_ca)
+    other = Pins(TrustPolicy(("cd" * 32,)).to_bytes(), PINS.agent_ca)
     for pins in (PINS, other, PINS):
         made = build_ramdisk(base, pins, tmp_path)
     newest = ramdisks_in(tmp_path)[0]
@@ -118,11 +127,11 @@ def test_the_ramdisk_holds_pins_and_agent_and_no_way_in(base: Base, tmp_path: Pa
     root = tmp_path / "root"
     root.mkdir()
     unpack(made.folder / "initrd", root)
-    assert (root / "etc/provisioner/release-keys.pem").read_bytes() == PINS.release_keys
+    assert (root / "etc/provisioner/release-trust.json").read_bytes() == PINS.release_trust
     assert (root / "etc/provisioner/agent-ca.pem").read_bytes() == PINS.agent_ca
     assert os.access(root / "init", os.X_OK)
     names = {path.name for path in root.rglob("*")}
-    assert {"main.pyc", "manifest.pyc", "disks.pyc", "virtio_blk.ko"} <= names
+    assert {"main.pyc", "manifest.pyc", "trust.pyc", "virtio_blk.ko"} <= names
     assert not {"login", "getty", "telnetd", "sshd", "dropbear", "site.pyc", "shadow"} & names
     assert not any(path.suffix == ".py" for path in root.rglob("*"))
 
@@ -131,9 +140,10 @@ def test_the_ramdisk_holds_pins_and_agent_and_no_way_in(base: Base, tmp_path: Pa
     "pins",
     [
         Pins(b"", PINS.agent_ca),
-        Pins(PINS.release_keys, b"not PEM"),
-        Pins(PINS.release_keys + b"-----BEGIN PRIVATE KEY-----\n", PINS.agent_ca),
-        Pins(PINS.agent_ca, PINS.release_keys),
+        Pins(PINS.release_trust, b"not PEM"),
+        Pins(PINS.release_trust, PINS.agent_ca + b"-----BEGIN PRIVATE KEY-----\n"),
+        Pins(PINS.release_trust.replace(b"keys", b"key"), PINS.agent_ca),
+        Pins(PINS.agent_ca, PINS.release_trust),
     ],
 )
 def test_pins_that_are_not_what_they_should_be_are_refused(

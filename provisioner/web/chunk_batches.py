@@ -1,0 +1,122 @@
+"""Answers for batches of chunks: what a release's chunks are, and their frames in one body.
+
+Trusts nothing and signs nothing: the agent checks every chunk.
+"""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from provisioner.core.batches import BATCH_BYTES_MAX, indexes_in, pack
+from provisioner.core.manifest import Manifest
+from provisioner.errors import NotFound, ProvisionerError, RequestError
+
+from .file_source import FileSource
+
+# A rollout moves between two releases; a few of them run side by side.
+INDEXES_MAX: Final = 16
+_DIGEST_BYTES: Final = 32
+_ZEROS: Final = bytes(_DIGEST_BYTES)
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class ChunkIndex:
+    """The digests of a release's chunks, 32 bytes each; zeros for a chunk that is all zero."""
+
+    size_bytes: int
+    chunk_bytes: int
+    digests: bytes
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "ChunkIndex":
+        digests = b"".join(bytes.fromhex(one) if one else _ZEROS for one in manifest.chunks)
+        return cls(manifest.size_bytes, manifest.chunk_bytes, digests)
+
+    def paths(self, indexes: list[int]) -> list[str]:
+        """Return where these chunks are stored.
+
+        Raises RequestError when they are too many bytes, do not exist or are all zero.
+        """
+        count = len(self.digests) // _DIGEST_BYTES
+        if indexes[-1] >= count:
+            raise RequestError(
+                "the release has fewer chunks",
+                expected=f"0 to {count - 1}",
+                found=str(indexes[-1]),
+            )
+        if len(indexes) > 1 and len(indexes) * self.chunk_bytes > BATCH_BYTES_MAX:
+            raise RequestError(
+                "too much for one batch",
+                expected=f"at most {max(BATCH_BYTES_MAX // self.chunk_bytes, 1)} chunks",
+                found=str(len(indexes)),
+            )
+        return [self._path(index) for index in indexes]
+
+    def _path(self, index: int) -> str:
+        digest = self.digests[index * _DIGEST_BYTES : (index + 1) * _DIGEST_BYTES]
+        if digest == _ZEROS:
+            raise RequestError("a chunk that is all zero is not stored", found=str(index))
+        name = digest.hex()
+        return f"chunks/{name[:2]}/{name}"
+
+
+class ChunkBatches:
+    """Batches of any release in the store. Keeps the indexes of the last few releases.
+
+    Safe to use from several threads. A release never changes, so nothing kept is stale.
+    """
+
+    def __init__(self, files: FileSource) -> None:
+        self._files = files
+        self._lock = threading.Lock()
+        self._indexes: OrderedDict[str, ChunkIndex] = OrderedDict()
+
+    def answer(self, release: str, spec: str) -> bytes:
+        """Return the body for a request.
+
+        Raises NotFound for a release or a chunk that is not in the store, and RequestError
+        for chunks that may not be asked for.
+        """
+        indexes = indexes_in(spec)
+        paths = self._index(release).paths(indexes)
+        frames = self._files.read_many(paths)
+        found = [frame for frame in frames if frame is not None]
+        if len(found) < len(frames):
+            missing = indexes[frames.index(None)]
+            raise NotFound(
+                f"chunk {missing} of release {release} is missing from the store",
+                hint="provisioner image verify",
+            )
+        return pack(found)
+
+    def _index(self, release: str) -> ChunkIndex:
+        # Held while a manifest is read: a rack that starts at once reads it once.
+        with self._lock:
+            index = self._indexes.get(release)
+            if index is None:
+                index = self._load(release)
+                self._indexes[release] = index
+                if len(self._indexes) > INDEXES_MAX:
+                    self._indexes.popitem(last=False)
+            self._indexes.move_to_end(release)
+            return index
+
+    def _load(self, release: str) -> ChunkIndex:
+        data = self._files.read(f"releases/{release}/manifest.json")
+        if data is None:
+            raise NotFound(f"there is no release {release}")
+        try:
+            if hashlib.sha256(data).hexdigest() == release:
+                return ChunkIndex.of(Manifest.parse(data))
+        except ProvisionerError as error:
+            log.warning("a release's manifest cannot be read", release=release, error=str(error))
+        # Not a failure of ours to the agent: it may still have each chunk by its digest.
+        raise NotFound(
+            f"the manifest of release {release} is damaged", hint="provisioner image verify"
+        )

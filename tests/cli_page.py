@@ -28,6 +28,10 @@ an argument: every user of a machine can read those.
 
 **Passwords** of BMCs come from a file, standard input (`-`) or a prompt.
 
+**Releases** are named `IMAGE@VERSION`, `IMAGE:CHANNEL` (where the channel points to now), or by
+the start of a digest. Commands that make, check or remove bytes work at the service's machine,
+with its `--config`; those that show releases and move channels use the API.
+
 **Output.** Every read takes `-o table|wide|json|yaml|name`. `json` and `yaml` hold every key;
 `name` prints what other commands take as an argument, one per line.
 

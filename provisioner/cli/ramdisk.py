@@ -1,31 +1,13 @@
 """`provisioner ramdisk`: builds the deploy ramdisk of a site, and shows those there are."""
 
-import os
 from pathlib import Path
-from typing import Any
 
 import click
 
 from .output import output_option, show, show_one
+from .site import config_option, default_cache, opened
 
 COLUMNS = ("digest", "kernel_package", "kernel_version", "size_bytes")
-
-
-def default_cache() -> Path:
-    """Return where bases are kept unless told otherwise: $XDG_CACHE_HOME/provisioner."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "provisioner"
-
-
-def _config_option(command: Any) -> Any:
-    return click.option(
-        "--config",
-        envvar="PROVISIONER_CONFIG",
-        type=click.Path(path_type=Path),
-        default="provisioner.toml",
-        show_default=True,
-        metavar="FILE",
-        help="The configuration that `provisioner init` wrote.",
-    )(command)
 
 
 @click.group()
@@ -34,7 +16,7 @@ def ramdisk() -> None:
 
 
 @ramdisk.command()
-@_config_option
+@config_option
 @click.option(
     "--kernel",
     default="linux-image-amd64",
@@ -53,22 +35,29 @@ def ramdisk() -> None:
 @click.option("--refresh", is_flag=True, help="Fetch the packages of today, whatever is cached.")
 @output_option
 def build(config: Path, kernel: str, cache: Path, refresh: bool, output: str) -> None:
-    """Build the ramdisk with this site's keys, for new operations to boot."""
-    from provisioner.imaging.ramdisk import Pins, about, build_base, build_ramdisk
-    from provisioner.settings import load
+    """Build the ramdisk with this site's keys, for new operations to boot.
 
-    settings = load(config)
-    pins = Pins(
-        release_keys=settings.keys.release_public.encode(),
-        agent_ca=settings.keys.agent_tls_pem.read_bytes(),
-    )
+    It believes the keys, thresholds and minimum versions of today: build it anew when they
+    change.
+
+    \b
+      provisioner ramdisk build
+      provisioner ramdisk build --kernel linux-image-cloud-amd64
+    """
+    from provisioner import wiring
+    from provisioner.imaging.ramdisk import Pins, about, build_base, build_ramdisk
+
+    with opened(config) as site:
+        settings = site.settings
+        trust = wiring.trust_policy(settings, site.service.releases.minimum_versions())
+    pins = Pins(release_trust=trust.to_bytes(), agent_ca=settings.keys.agent_tls_pem.read_bytes())
     base = build_base(kernel, cache, refresh=refresh)
     made = build_ramdisk(base, pins, settings.data_dir / "ramdisks")
     show_one(about(made.folder), output, name="digest")
 
 
 @ramdisk.command("list")
-@_config_option
+@config_option
 @output_option
 def list_(config: Path, output: str) -> None:
     """List the ramdisks there are, the newest first: that one boots, unless one is pinned."""

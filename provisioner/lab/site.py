@@ -124,9 +124,9 @@ class Site:
 
         self.say("ramdisk")
         base = build_base(LAB_KERNEL, self.cache / "ramdisk")
-        keys = self.settings.keys
         pins = Pins(
-            release_keys=keys.release_public.encode(), agent_ca=keys.agent_tls_pem.read_bytes()
+            release_trust=wiring.trust_policy(self.settings).to_bytes(),
+            agent_ca=self.settings.keys.agent_tls_pem.read_bytes(),
         )
         return build_ramdisk(base, pins, self.settings.data_dir / "ramdisks").digest
 

@@ -48,9 +48,9 @@ def test_a_release_tells_where_it_came_from_and_who_vouches(client: Client, site
 def test_a_channel_is_moved_and_names_its_release(client: Client, site: Site) -> None:
     moved = client.promote("tiny@1", "canary")
     assert (moved["name"], moved["release_name"]) == ("tiny:canary", "tiny@1")
-    assert client.promote("tiny:canary", "stable")["release_name"] == "tiny@1"
-    assert {one["name"] for one in client.channels()} == {"tiny:canary", "tiny:stable"}
-    assert sorted(client.release("tiny:stable")["channels"]) == ["canary", "stable"]
+    assert client.promote("tiny:canary", "beta")["release_name"] == "tiny@1"
+    assert {one["name"] for one in client.channels()} == {"tiny:canary", "tiny:beta"}
+    assert sorted(client.release("tiny:beta")["channels"]) == ["beta", "canary"]
     assert client.releases()[1]["channels"] == []
     client.promote("tiny@2", "canary")
     assert client.release("tiny:canary")["name"] == "tiny@2"
@@ -67,7 +67,7 @@ def test_a_channel_has_a_usable_name(client: Client, channel: str) -> None:
 def test_a_channel_belongs_to_one_image(site: Site, url: str) -> None:
     headers = {"Authorization": f"Bearer {token_for(site, 'admin')}"}
     answer = httpx.put(
-        f"{url}/api/v1/channels/other/stable", json={"release": "tiny@1"}, headers=headers
+        f"{url}/api/v1/channels/other/beta", json={"release": "tiny@1"}, headers=headers
     )
     assert (answer.status_code, answer.json()["found"]) == (404, "tiny@1")
 
@@ -84,7 +84,7 @@ def test_a_revoked_release_says_why_and_is_not_deployed(
         operator.deploy(["r1n1"], "tiny@1")
     assert caught.value.code == "release_revoked"
     with pytest.raises(TrustError):
-        client.promote("tiny@1", "stable")
+        client.promote("tiny@1", "beta")
     again = client.revoke_release("tiny@1", "another reason")
     assert again["revoked_at"] == shown["revoked_at"]
 
@@ -99,7 +99,7 @@ def test_a_release_is_revoked_for_a_reason(client: Client) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda client: client.promote("tiny@1", "stable"),
+        lambda client: client.promote("tiny@1", "beta"),
         lambda client: client.revoke_release("tiny@1", "no"),
     ],
 )
@@ -178,9 +178,9 @@ def test_a_moved_channel_is_moved_once_for_each_key(site: Site, url: str) -> Non
         "Authorization": f"Bearer {token_for(site, 'publisher')}",
         "Idempotency-Key": "move",
     }
-    place = f"{url}/api/v1/channels/tiny/stable"
+    place = f"{url}/api/v1/channels/tiny/beta"
     first = httpx.put(place, json={"release": "tiny@1"}, headers=headers)
-    site.releases.promote("tiny@2", "stable", actor=ACTOR)
+    site.releases.promote("tiny@2", "beta", actor=ACTOR)
     again = httpx.put(place, json={"release": "tiny@1"}, headers=headers)
     assert again.json() == first.json()
-    assert site.releases.show("tiny:stable").name == "tiny@2"
+    assert site.releases.show("tiny:beta").name == "tiny@2"

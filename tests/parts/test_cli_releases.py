@@ -26,6 +26,9 @@ def test_releases_are_listed_with_their_channels(cli: Cli) -> None:
 
 def test_a_channel_moves_from_one_to_the_next(cli: Cli, site: Site) -> None:
     assert cli.json("image", "promote", "tiny@1", "canary")["name"] == "tiny:canary"
+    untested = cli("image", "promote", "tiny:canary", "stable", exit_code=5)
+    assert "provisioner image test" in untested.stderr
+    record_test(site, is_healthy=True)
     assert "tiny:stable" in cli("image", "promote", "tiny:canary", "stable").stdout
     listed = cli("image", "channels", "-o", "name").stdout.split()
     assert listed == ["tiny:canary", "tiny:stable"]
@@ -34,10 +37,21 @@ def test_a_channel_moves_from_one_to_the_next(cli: Cli, site: Site) -> None:
     assert site.operations.list()[0].pins["channel"] == "stable"
 
 
+def record_test(site: Site, *, is_healthy: bool) -> None:
+    site.releases.record_test(
+        "tiny@1",
+        profile="web",
+        firmware=["bios", "uefi"],
+        is_healthy=is_healthy,
+        detail={},
+        actor=ACTOR,
+    )
+
+
 def test_channels_and_releases_are_met_with_what_was_meant(cli: Cli) -> None:
-    cli("image", "promote", "tiny@1", "stable")
+    cli("image", "promote", "tiny@1", "canary")
     assert "tiny@1" in cli("image", "show", "tny@1", exit_code=2).stderr
-    assert "tiny:stable" in cli("image", "show", "tiny:stabel", exit_code=2).stderr
+    assert "tiny:canary" in cli("image", "show", "tiny:cannary", exit_code=2).stderr
 
 
 def test_a_revoked_release_is_shown_as_such(cli: Cli) -> None:
@@ -49,14 +63,7 @@ def test_a_revoked_release_is_shown_as_such(cli: Cli) -> None:
 
 
 def test_a_release_is_shown_with_its_tests_and_log(cli: Cli, site: Site) -> None:
-    site.releases.record_test(
-        "tiny@1",
-        profile="web",
-        firmware=["bios", "uefi"],
-        is_healthy=False,
-        detail={},
-        actor=ACTOR,
-    )
+    record_test(site, is_healthy=False)
     text = cli("image", "show", "tiny@1").stdout
     assert "not healthy on bios+uefi with profile web" in text
     assert site.releases.signers("tiny@1")[0] in text

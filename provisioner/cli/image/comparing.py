@@ -11,7 +11,7 @@ import click
 
 from ..messages import clean
 from ..output import output_option, show_one, size
-from .site import config_option, opened
+from ..site import config_option, opened
 
 if TYPE_CHECKING:
     from provisioner.core.manifest import Manifest

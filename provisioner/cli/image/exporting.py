@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from ..output import size
+from ..site import config_option, opened
 from ..stages import Stages
-from .site import config_option, opened
 
 
 @click.command()

@@ -10,8 +10,8 @@ import click
 from provisioner.errors import RequestError, TrustError
 
 from ..output import output_option, show, size
+from ..site import ACTOR, config_option, opened
 from ..stages import Stages
-from .site import ACTOR, config_option, opened
 
 
 @click.command()

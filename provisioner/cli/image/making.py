@@ -14,9 +14,9 @@ import click
 from provisioner.errors import ProvisionerError, RequestError
 
 from ..output import output_option
+from ..site import OpenSite, cache_option, config_option, opened
 from ..stages import Stages
 from .publishing import bound_options, expiry, show_published
-from .site import OpenSite, cache_option, config_option, opened
 
 if TYPE_CHECKING:
     from provisioner.core.manifest import Manifest

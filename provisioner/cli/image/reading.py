@@ -57,7 +57,7 @@ def show_(client: "Client", release: str, part: str | None, output: str) -> None
     """
     if part is not None:
         for block in client.release_part(release, part):
-            click.get_binary_stream("stdout").write(block)
+            click.echo(block, nl=False)
         return
     shown = _row(client.release(release))
     if output in ("table", "wide"):

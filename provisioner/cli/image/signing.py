@@ -9,7 +9,7 @@ import click
 
 from ..lazy import SuggestingGroup
 from ..output import output_option, show, show_one
-from .site import ACTOR, config_option, opened
+from ..site import ACTOR, config_option, opened
 
 if TYPE_CHECKING:
     from provisioner.release_keys import ReleaseKey
@@ -117,9 +117,8 @@ def drop(key_id: str, config: Path, output: str) -> None:
     from provisioner.release_keys import drop_key
 
     settings = _settings(config)
-    needed = max(
-        settings.releases.threshold, *(rule.threshold for rule in settings.releases.channels)
-    )
+    rules = settings.releases.channels
+    needed = max([settings.releases.threshold, *(rule.threshold for rule in rules)])
     show_one(_row(drop_key(settings.keys.folder, key_id, needed=needed)), output, name="id")
     _remind_of_the_ramdisk()
 

@@ -17,9 +17,9 @@ from provisioner.errors import DeviceError
 
 from ..messages import clean
 from ..output import output_option, show
+from ..site import ACTOR, OpenSite, cache_option, config_option, opened
 from ..stages import Stages
 from ..watch import show_ended, until_final
-from .site import ACTOR, OpenSite, cache_option, config_option, opened
 
 if TYPE_CHECKING:
     from provisioner.core.manifest import Manifest

@@ -8,6 +8,7 @@ from typing import Any, Final
 from apiflask import APIBlueprint
 from flask import Response
 
+from provisioner.core.contracts import Archive
 from provisioner.core.manifest import FILES, SPDX, Manifest
 from provisioner.core.model import Channel, ReleaseRow, ReleaseTest
 from provisioner.errors import NotFound
@@ -24,7 +25,7 @@ from .schemas import (
     ReleaseTestsOut,
     RevocationIn,
 )
-from .services import ApiServices, ReleaseFiles
+from .services import ApiServices
 
 Shown = dict[str, Any]
 
@@ -164,7 +165,7 @@ def _details(services: ApiServices, row: ReleaseRow) -> Shown:
     }
 
 
-def _record(archive: ReleaseFiles, manifest: Manifest) -> Shown:
+def _record(archive: Archive, manifest: Manifest) -> Shown:
     try:
         return archive.record(manifest.digest)
     except NotFound:  # a bundle need not bring one

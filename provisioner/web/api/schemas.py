@@ -84,7 +84,9 @@ class PowerIn(_In):
 
 class DeploymentOptionsIn(_In):
     soft_shutdown: bool = True
-    full: bool = Field(False, description="write everything, also what is on the disk already")
+    full: bool = Field(
+        default=False, description="write everything, also what is on the disk already"
+    )
 
 
 class DeploymentIn(_In):
@@ -131,7 +133,7 @@ class NumberedPageQuery(_Query):
 
 
 class ReleasesQuery(_Query):
-    removed: bool = Field(False, description="those whose bytes are gone, too")
+    removed: bool = Field(default=False, description="those whose bytes are gone, too")
 
 
 class OperationsQuery(_Query):

@@ -4,14 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from provisioner.core.contracts import Store, Tx
-from provisioner.core.manifest import Manifest
+from provisioner.core.contracts import Archive, Store, Tx
 from provisioner.core.model import (
     FINAL,
     BmcAddress,
     Host,
     HostId,
-    Json,
     Operation,
     Phase,
     Secret,
@@ -30,15 +28,6 @@ OPEN_PHASES = tuple(phase for phase in Phase if phase not in FINAL)
 OPEN_OPERATIONS_MAX = 5000
 
 
-class ReleaseFiles(Protocol):
-    """The archive, as far as people read in it."""
-
-    def load(self, digest: str) -> Manifest: ...
-    def attachment(self, manifest: Manifest, name: str) -> bytes: ...
-    def record(self, digest: str) -> Json: ...
-    def log(self, digest: str) -> str: ...
-
-
 class ApiServices(Protocol):
     """The use cases behind the API; `wiring` builds them."""
 
@@ -51,7 +40,7 @@ class ApiServices(Protocol):
     @property
     def releases(self) -> Releases: ...
     @property
-    def archive(self) -> ReleaseFiles: ...
+    def archive(self) -> Archive: ...
     @property
     def tokens(self) -> Tokens: ...
     @property

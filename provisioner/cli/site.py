@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
-
-from ..ramdisk import default_cache
 
 if TYPE_CHECKING:
     from provisioner.imaging.archive import Archive
@@ -20,6 +19,11 @@ if TYPE_CHECKING:
 
 ACTOR: Final = "cli"
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def default_cache() -> Path:
+    """Return where what is slow to make is kept: $XDG_CACHE_HOME/provisioner."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "provisioner"
 
 
 def config_option(command: F) -> F:

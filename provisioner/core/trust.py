@@ -163,7 +163,7 @@ def check_expiry(manifest: Manifest, now: datetime) -> None:
     """Raise TrustError when the release has expired at this (aware) moment."""
     if manifest.expires_at is None:
         return
-    end = datetime.strptime(manifest.expires_at, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    end = datetime.fromisoformat(manifest.expires_at)
     if now >= end:
         raise TrustError(
             f"{manifest.name} has expired",

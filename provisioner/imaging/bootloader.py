@@ -9,6 +9,7 @@ from typing import Final
 from provisioner.core.manifest import Partition
 from provisioner.errors import RequestError
 from provisioner.imaging.gpt import SECTOR_BYTES
+from provisioner.imaging.sparse import copy_into
 from provisioner.imaging.tools import run
 
 # Built into the BIOS core image, so that it needs no module files on the root partition.
@@ -29,7 +30,9 @@ _BLOCK_LIST: Final = struct.Struct("<QHH")
 _BLOCK_LIST_PLACE: Final = SECTOR_BYTES - _BLOCK_LIST.size
 _LOAD_SEGMENT: Final = 0x820
 
-_COPY_BYTES: Final = 64 * 1024
+# What the EFI system partition's files are dated by: 1980-01-01, where FAT's calendar starts.
+# The partition then only changes when what is in it does.
+FAT_EPOCH_S: Final = 315532800
 
 GRUB_CFG: Final = """# Written by the image's builder.
 set default=0
@@ -111,7 +114,7 @@ def patched_core(core: bytes, core_sector: int) -> bytes:
 
 
 def install_uefi(
-    raw: Path, boot: Path, esp: Partition, root: Partition, work: Path, *, volume: int, epoch_s: int
+    raw: Path, boot: Path, esp: Partition, root: Partition, work: Path, *, volume: int
 ) -> None:
     """Make the EFI system partition, with shim where firmware looks without being told.
 
@@ -128,7 +131,7 @@ def install_uefi(
         "EFI/BOOT/grubx64.efi": boot / "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed",
         "EFI/debian/grub.cfg": config,
     }
-    environment = {"SOURCE_DATE_EPOCH": str(epoch_s)}
+    environment = {"SOURCE_DATE_EPOCH": str(FAT_EPOCH_S)}
     image = work / "esp.img"
     with image.open("xb") as file:
         file.truncate(esp.size_bytes)
@@ -149,14 +152,4 @@ def install_uefi(
     run(["mmd", "-i", str(image), "::EFI", "::EFI/BOOT", "::EFI/debian"], environment=environment)
     for name, source in files.items():
         run(["mcopy", "-i", str(image), str(source), f"::{name}"], environment=environment)
-    _copy_into(image, raw, esp.start_bytes)
-
-
-def _copy_into(source: Path, raw: Path, start_bytes: int) -> None:
-    """Copy a file into the raw image, where holes and zeros stay holes."""
-    zeros = bytes(_COPY_BYTES)
-    with source.open("rb") as file, raw.open("r+b") as disk:
-        for place in range(0, source.stat().st_size, _COPY_BYTES):
-            if (data := file.read(_COPY_BYTES)) != zeros:
-                disk.seek(start_bytes + place)
-                disk.write(data)
+    copy_into(image, raw, esp.start_bytes)

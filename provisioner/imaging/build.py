@@ -8,31 +8,36 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import secrets
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+from provisioner.core.manifest import FILES as FILES_ATTACHMENT
 from provisioner.core.manifest import Partition, check_version
 from provisioner.errors import RequestError, Unavailable
+from provisioner.imaging import rootfs
 from provisioner.imaging.archive import ReleaseFacts
 from provisioner.imaging.base import base_tree
 from provisioner.imaging.bootloader import grub_cfg, install_bios, install_uefi
-from provisioner.imaging.gpt import BIOS_BOOT, EFI_SYSTEM, SECTOR_BYTES
+from provisioner.imaging.build_record import BuildNotes, Say, own_version, quiet, record_of
+from provisioner.imaging.ext4_sync import prove
+from provisioner.imaging.file_manifest import boot_file, parse, to_bytes
+from provisioner.imaging.gpt import BIOS_BOOT, EFI_SYSTEM, SECTOR_BYTES, root_partition
 from provisioner.imaging.mirrors import MirrorState, state_of
+from provisioner.imaging.parent import Parent
 from provisioner.imaging.recipe import Recipe
-from provisioner.imaging.rootfs import RELEASE_FILE, RootSpec
-from provisioner.imaging.tools import as_root_of_a_namespace, run
+from provisioner.imaging.sparse import copy_into
+from provisioner.imaging.tools import ToolFailed, as_root_of_a_namespace, run
 
 MIB: Final = 1024 * 1024
-# The tree, the raw image and the base tree at once, for an image that is quite full.
+# The tree, the file system and the raw image at once, for an image that is quite full.
 SPACE_BYTES_MIN: Final = 4 * 1024 * MIB
 ROOT_LIMIT: Final = timedelta(minutes=15)
 # Discoverable Partitions Specification, root of this architecture.
@@ -43,12 +48,6 @@ ROOT_TYPE: Final = {
 # Identifiers are derived in this namespace, so that the same inputs give the same image.
 _NAMESPACE: Final = uuid.UUID("6f6c9a35-6d0b-4b76-9d0e-0b7a3c6c8a11")
 
-Say = Callable[[str], None]
-
-
-def quiet(line: str) -> None:
-    """Say nothing."""
-
 
 @dataclass(frozen=True)
 class BuiltImage:
@@ -58,19 +57,56 @@ class BuiltImage:
     facts: ReleaseFacts
 
 
+@dataclass(frozen=True)
+class _Build:
+    """One build under way: what from, where, and what it says on the way."""
+
+    recipe: Recipe
+    version: str
+    mirrors: MirrorState
+    parent: Parent | None
+    work: Path
+    notes: BuildNotes
+
+    @property
+    def out(self) -> Path:
+        """Where the child that makes the root leaves its results."""
+        return self.work / "out"
+
+    @property
+    def identity(self) -> str:
+        """The release id."""
+        return release_id(self.recipe, self.version, self.mirrors)
+
+    @property
+    def epoch_s(self) -> int:
+        """The date of the inputs, in seconds since 1970."""
+        return int(self.mirrors.newest_at.timestamp())
+
+
 @contextlib.contextmanager
 def built_image(
-    recipe: Recipe, version: str, *, cache: Path, now: datetime, say: Say = quiet
+    recipe: Recipe,
+    version: str,
+    *,
+    cache: Path,
+    now: datetime,
+    say: Say = quiet,
+    parent: Parent | None = None,
+    source: Path | None = None,
 ) -> Iterator[BuiltImage]:
     """Build the image, yield it, and remove it again.
 
     cache keeps fetched packages and base trees between builds. now is the time of
-    the build (aware). say gets one line for each stage. Works as root, and without
-    root where user namespaces and subordinate ids are allowed.
+    the build (aware). say gets one line for each stage. With a parent, the root file
+    system is made on the parent's, so that what did not change stays where it was;
+    the files are the same as without. source is where the recipe was read from, for
+    the record. Works as root, and without root where user namespaces and subordinate
+    ids are allowed.
 
-    Raises RequestError for a bad version, Unavailable when a mirror is silent or
-    space is short, ToolFailed with the tool's last lines. Nothing but the cache is
-    left behind.
+    Raises RequestError for a bad version, or files that do not fit, Unavailable when
+    a mirror is silent or space is short, ToolFailed with the tool's last lines, or
+    when the image does not hold what it should. Nothing but the cache is left behind.
     """
     check_version(version)
     if recipe.architecture != "amd64":
@@ -79,11 +115,14 @@ def built_image(
     _require_space(cache)
     work = cache / f"work-{secrets.token_hex(8)}"
     work.mkdir()
+    notes = BuildNotes(now, say)
     try:
-        say("asking the package mirrors")
+        notes.say("asking the package mirrors")
         mirrors = state_of(recipe.mirrors)
-        base = base_tree(recipe, mirrors, cache, say)
-        yield _assemble(recipe, version, mirrors, base.archive, work, now, say)
+        base = base_tree(recipe, mirrors, cache, notes.say)
+        notes.add(base.log)
+        build = _Build(recipe, version, mirrors, parent, work, notes)
+        yield _assemble(build, base.archive, source)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         if work.exists():
@@ -121,97 +160,127 @@ def release_id(recipe: Recipe, version: str, mirrors: MirrorState) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _assemble(
-    recipe: Recipe,
-    version: str,
-    mirrors: MirrorState,
-    base: Path,
-    work: Path,
-    now: datetime,
-    say: Say,
-) -> BuiltImage:
-    """Put the disk together in work and return it."""
-    raw = work / f"{recipe.image}-{version}.raw"
-    identity = release_id(recipe, version, mirrors)
+def _assemble(build: _Build, base: Path, source: Path | None) -> BuiltImage:
+    """Put the disk together in the build's folder and return it."""
+    recipe, notes = build.recipe, build.notes
+    raw = build.work / f"{recipe.image}-{build.version}.raw"
     partitions = layout(recipe)
-    by_name = {part.name: part for part in partitions}
-    root = by_name["root"]
-    epoch_s = int(mirrors.newest_at.timestamp())
-    say("writing the partition table")
-    with raw.open("xb") as disk:
-        disk.truncate(recipe.size_bytes)
-    run(
-        ["sfdisk", "--quiet", "--no-tell-kernel", "--no-reread", str(raw)],
-        stdin=_table(partitions, identity).encode(),
+    root = partitions[-1]
+    notes.say("writing the partition table")
+    _write_table(raw, recipe.size_bytes, partitions, build.identity)
+    notes.say("making the root file system")
+    _make_root(build, root, base)
+    summary = json.loads((build.out / rootfs.SUMMARY).read_text())
+    if build.parent and summary["without_parent"]:
+        notes.say(f"not built on {build.parent.name}: {summary['without_parent']}")
+    copy_into(build.out / rootfs.FILE_SYSTEM, raw, root.start_bytes)
+    (build.out / rootfs.FILE_SYSTEM).unlink()
+    notes.say("installing the boot loaders")
+    _install_boot_loaders(build, raw, partitions)
+    notes.say("reading it back")
+    files = prove(raw, parse((build.out / rootfs.FILES).read_bytes()), root.start_bytes)
+    is_on_parent = build.parent is not None and summary["without_parent"] is None
+    record = record_of(
+        notes, recipe.digest, build.mirrors, source, build.parent, summary["without_parent"]
     )
-    say("making the root file system")
-    _make_root(recipe, version, identity, root, base, work, raw, epoch_s)
-    say("installing the boot loaders")
-    if "bios" in by_name:
-        install_bios(raw, work / "out/boot", by_name["bios"], root, work)
-    if "esp" in by_name:
-        volume = uuid.UUID(_derived("esp", identity)).int & 0xFFFFFFFF
-        install_uefi(
-            raw, work / "out/boot", by_name["esp"], root, work, volume=volume, epoch_s=epoch_s
-        )
-    packages: dict[str, str] = json.loads((work / "out/packages.json").read_text())
     facts = ReleaseFacts(
         image=recipe.image,
-        version=version,
+        version=build.version,
         architecture=recipe.architecture,
         firmware=recipe.firmware,
-        release_id=identity,
-        packages=packages,
+        release_id=build.identity,
+        packages=summary["packages"],
         recipe_digest=recipe.digest,
         builder=f"provisioner {own_version()}",
-        built_at=now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        # Not the time of the build: building again gives the same release.
+        built_at=build.mirrors.newest_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         root_partition=root.number,
+        parent=build.parent.digest if build.parent and is_on_parent else None,
+        kernel=boot_file(files, "/vmlinuz"),
+        initrd=boot_file(files, "/initrd.img"),
+        kernel_arguments=recipe.arguments,
+        attachments={FILES_ATTACHMENT: to_bytes(files)},
+        log=notes.text(),
+        record=record,
     )
     return BuiltImage(raw, facts)
 
 
-def _make_root(
-    recipe: Recipe,
-    version: str,
-    identity: str,
-    root: Partition,
-    base: Path,
-    work: Path,
-    raw: Path,
-    epoch_s: int,
-) -> None:
+def _make_root(build: _Build, root: Partition, base: Path) -> None:
     """Have the root file system made by a child that may own files of every user."""
-    (work / "out").mkdir()
-    title = f"{recipe.image} {version}"
-    release = {"image": recipe.image, "version": version, "release_id": identity}
-    spec = RootSpec(
+    recipe, version = build.recipe, build.version
+    build.out.mkdir()
+    release = {"image": recipe.image, "version": version, "release_id": build.identity}
+    menu = grub_cfg(
+        f"{recipe.image} {version}", _derived("partition root", build.identity), recipe.arguments
+    )
+    spec = rootfs.RootSpec(
         base=str(base),
-        work=str(work),
-        out=str(work / "out"),
-        raw=str(raw),
-        start_bytes=root.start_bytes,
+        work=str(build.work),
+        out=str(build.out),
         size_bytes=root.size_bytes,
         # The same for all versions: the file system's checksums are seeded with it, and a
         # new one would change nearly every block of metadata.
         uuid=_derived("root file system", recipe.image),
         hash_seed=_derived("hash seed", recipe.image),
-        epoch_s=epoch_s,
+        epoch_s=build.epoch_s,
         files={
-            f"/{RELEASE_FILE}": json.dumps(release, sort_keys=True) + "\n",
-            "/boot/grub/grub.cfg": grub_cfg(
-                title, _derived("partition root", identity), recipe.arguments
-            ),
+            f"/{rootfs.RELEASE_FILE}": json.dumps(release, sort_keys=True) + "\n",
+            "/boot/grub/grub.cfg": menu,
         },
         image=recipe.image,
         version=version,
+        parent=str(build.parent.raw) if build.parent else None,
+        parent_start_bytes=_root_start(build.parent) if build.parent else 0,
     )
-    (work / "root.json").write_text(spec.to_json())
-    child = [sys.executable, "-m", "provisioner.imaging.rootfs", str(work / "root.json")]
+    (build.work / "root.json").write_text(spec.to_json())
+    child = [sys.executable, "-m", "provisioner.imaging.rootfs", str(build.work / "root.json")]
     package_path = str(Path(__file__).resolve().parents[2])
+    try:
+        run(
+            as_root_of_a_namespace(child),
+            limit=ROOT_LIMIT,
+            environment={"PYTHONPATH": package_path},
+        )
+    except ToolFailed as error:
+        raise _told(build.out / rootfs.ERROR, error) from error
+
+
+def _told(file: Path, error: ToolFailed) -> RequestError | ToolFailed:
+    """Return the error that the child left behind, or the one that it failed with."""
+    if not file.is_file():
+        return error
+    value = json.loads(file.read_text())
+    kind = RequestError if value.pop("code") == RequestError.code else ToolFailed
+    return kind(value.pop("message"), **value)
+
+
+def _root_start(parent: Parent) -> int:
+    root = root_partition(parent.partitions)
+    # Where there is none, there is no file system either, and the child will say so.
+    return root.start_bytes if root else 0
+
+
+def _install_boot_loaders(build: _Build, raw: Path, partitions: tuple[Partition, ...]) -> None:
+    by_name = {part.name: part for part in partitions}
+    boot, root = build.out / "boot", by_name["root"]
+    if "bios" in by_name:
+        install_bios(raw, boot, by_name["bios"], root, build.work)
+    if "esp" in by_name:
+        # The same for all versions, so that the partition only changes when what is in it does.
+        volume = uuid.UUID(_derived("esp", build.recipe.image)).int & 0xFFFFFFFF
+        install_uefi(raw, boot, by_name["esp"], root, build.work, volume=volume)
+
+
+def _write_table(
+    raw: Path, size_bytes: int, partitions: tuple[Partition, ...], identity: str
+) -> None:
+    """Make a new raw disk with only a partition table on it."""
+    with raw.open("xb") as disk:
+        disk.truncate(size_bytes)
     run(
-        as_root_of_a_namespace(child),
-        limit=ROOT_LIMIT,
-        environment={"PYTHONPATH": package_path},
+        ["sfdisk", "--quiet", "--no-tell-kernel", "--no-reread", str(raw)],
+        stdin=_table(partitions, identity).encode(),
     )
 
 
@@ -229,14 +298,6 @@ def _table(partitions: tuple[Partition, ...], identity: str) -> str:
 
 def _derived(purpose: str, seed: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"{purpose}/{seed}"))
-
-
-def own_version() -> str:
-    """Return this program's version, also when it runs from a clone that is not installed."""
-    try:
-        return importlib.metadata.version("provisioner")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _require_space(cache: Path) -> None:

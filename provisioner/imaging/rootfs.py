@@ -1,4 +1,4 @@
-"""Turn a base tree into the root file system of one version, inside the raw image.
+"""Turn a base tree into the root file system of one version, from nothing or on a parent's.
 
 Run as a program by the builder, as root or as root of a user namespace, because the files
 belong to many users. Mounts nothing.
@@ -15,13 +15,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from provisioner.errors import ProvisionerError
+from provisioner.errors import ProvisionerError, RequestError
+from provisioner.imaging.ext4 import Ext4
+from provisioner.imaging.ext4_sync import make_empty, sync
+from provisioner.imaging.file_manifest import FileEntry, to_bytes
 from provisioner.imaging.finishing import BUILD_FOLDER
+from provisioner.imaging.sparse import copy_part
 from provisioner.imaging.tools import run
+from provisioner.imaging.tree import read_tree
 
 RELEASE_FILE: Final = "usr/lib/provisioner/release.json"
-# Debian 12's GRUB 2.06 cannot read file systems with these two features.
-FEATURES: Final = "^metadata_csum_seed,^orphan_file"
+FILE_SYSTEM: Final = "root.ext4"
+"""In `out`: the file system."""
+FILES: Final = "files.json"
+"""In `out`: what the file system shall hold."""
+SUMMARY: Final = "summary.json"
+"""In `out`: {"packages": {name: version}, "without_parent": why the parent was no use, or null}."""
+ERROR: Final = "error.json"
+"""In `out`, when it failed with an error of ours: what ProvisionerError.as_dict says."""
 # What makes a host this host. Made anew at its first boot.
 IDENTITY: Final = (
     "etc/ssh/ssh_host_*",
@@ -37,17 +48,17 @@ IDENTITY: Final = (
 
 @dataclass(frozen=True)
 class RootSpec:
-    """What the child process needs: paths, and where the file system goes in the raw image.
+    """What the child process needs.
 
-    out receives the boot loaders' files (a folder `boot`) and packages.json. label,
-    uuid and hash_seed are the file system's; epoch_s its times, in seconds since 1970.
+    out receives FILE_SYSTEM, FILES, SUMMARY, and the boot loaders' files (a folder
+    `boot`). uuid and hash_seed are the file system's; epoch_s its times, in seconds
+    since 1970. parent is a raw disk image whose root file system, parent_start_bytes
+    into it, is to be built on.
     """
 
     base: str
     work: str
     out: str
-    raw: str
-    start_bytes: int
     size_bytes: int
     uuid: str
     hash_seed: str
@@ -55,6 +66,8 @@ class RootSpec:
     files: dict[str, str]
     image: str
     version: str
+    parent: str | None = None
+    parent_start_bytes: int = 0
 
     def to_json(self) -> str:
         """Return the form that main() reads."""
@@ -67,6 +80,7 @@ def main(arguments: list[str]) -> int:
     try:
         make_root(spec)
     except ProvisionerError as error:
+        (Path(spec.out) / ERROR).write_text(json.dumps(error.as_dict(), default=str))
         sys.stderr.write(f"{error.message}\n{error.found or ''}\n")
         return 1
     return 0
@@ -76,22 +90,35 @@ def make_root(spec: RootSpec) -> None:
     """Unpack the base tree, add what belongs to this version, and make the file system."""
     tree = Path(tempfile.mkdtemp(prefix="tree-", dir=spec.work))
     tree.chmod(0o755)
+    out = Path(spec.out)
     try:
-        _unpack(Path(spec.base), tree)
-        shutil.move(tree / BUILD_FOLDER / "boot", Path(spec.out) / "boot")
-        shutil.rmtree(tree / BUILD_FOLDER)
-        # mmdebstrap left it out with the devices in it; the kernel mounts its own there.
-        (tree / "dev").mkdir(mode=0o755, exist_ok=True)
-        packages = installed_packages((tree / "var/lib/dpkg/status").read_text())
-        (Path(spec.out) / "packages.json").write_text(json.dumps(packages))
-        _forget_identity(tree)
-        _trust_compiled_python(tree)
-        for path, content in spec.files.items():
-            _write(tree, path, content, spec.epoch_s)
-        _name_the_version(tree, spec)
-        _make_file_system(tree, spec)
+        packages = _make_tree(tree, spec)
+        entries = read_tree(tree)
+        (out / FILES).write_bytes(to_bytes(entries))
+        without_parent = _make_file_system(tree, entries, spec)
+        summary = {"packages": packages, "without_parent": without_parent}
+        (out / SUMMARY).write_text(json.dumps(summary))
     finally:
         shutil.rmtree(tree, ignore_errors=True)
+
+
+def _make_tree(tree: Path, spec: RootSpec) -> dict[str, str]:
+    """Make the folder that holds what the root shall hold; return the installed packages."""
+    _unpack(Path(spec.base), tree)
+    shutil.move(tree / BUILD_FOLDER / "boot", Path(spec.out) / "boot")
+    shutil.rmtree(tree / BUILD_FOLDER)
+    # mmdebstrap left it out with the devices in it; the kernel mounts its own there.
+    (tree / "dev").mkdir(mode=0o755, exist_ok=True)
+    # e2fsck wants it, and mke2fs makes it.
+    (tree / "lost+found").mkdir(mode=0o700, exist_ok=True)
+    packages = installed_packages((tree / "var/lib/dpkg/status").read_text())
+    _forget_identity(tree)
+    _trust_compiled_python(tree)
+    for path, content in spec.files.items():
+        _write(tree, path, content, spec.epoch_s)
+    _name_the_version(tree, spec)
+    _settle_times(tree, spec.epoch_s)
+    return packages
 
 
 def installed_packages(status: str) -> dict[str, str]:
@@ -176,47 +203,52 @@ def _write(tree: Path, path: str, content: str, epoch_s: int) -> None:
     os.utime(target, (epoch_s, epoch_s))
 
 
-def _make_file_system(tree: Path, spec: RootSpec) -> None:
-    """Make an ext4 holding the tree at its place in the raw image, which must be zero there."""
-    block_bytes = 4096
-    extended = (
-        f"offset={spec.start_bytes}",
-        f"hash_seed={spec.hash_seed}",
-        "root_owner=0:0",
-        # The image is zero outside of what mke2fs writes, and chunks that are zero are
-        # made zero on the disk, too: nothing is left for the kernel to initialise later.
-        "lazy_itable_init=0",
-        "nodiscard",
-    )
-    run(
-        [
-            "mke2fs",
-            "-q",
-            "-F",
-            "-t",
-            "ext4",
-            "-b",
-            str(block_bytes),
-            "-m",
-            "1",
-            "-L",
-            "root",
-            "-U",
-            spec.uuid,
-            "-O",
-            FEATURES,
-            "-E",
-            ",".join(extended),
-            "-d",
-            str(tree),
-            spec.raw,
-            str(spec.size_bytes // block_bytes),
-        ],
-        environment={
-            "SOURCE_DATE_EPOCH": str(spec.epoch_s),
-            "E2FSPROGS_FAKE_TIME": str(spec.epoch_s),
-        },
-    )
+def _settle_times(tree: Path, epoch_s: int) -> None:
+    """Give everything that the build itself touched the inputs' date."""
+    for folder, _, files in os.walk(tree):
+        for path in (folder, *(os.path.join(folder, name) for name in files)):
+            if os.lstat(path).st_mtime > epoch_s:
+                os.utime(path, (epoch_s, epoch_s), follow_symlinks=False)
+
+
+def _make_file_system(tree: Path, entries: tuple[FileEntry, ...], spec: RootSpec) -> str | None:
+    """Make the file system; return why it is not built on the parent's, if that was asked for."""
+    work, image = Path(spec.work), Path(spec.out) / FILE_SYSTEM
+    make_empty(image, spec.size_bytes, spec.uuid, spec.hash_seed, spec.epoch_s)
+    without_parent = None
+    if spec.parent is not None:
+        try:
+            _sync_onto_parent(image, tree, entries, spec)
+        except RequestError as error:
+            # Not the end: what does not fit beside a parent's leftovers may fit alone.
+            without_parent = f"{error.message}: {error.found}" if error.found else error.message
+        else:
+            return None
+    sync(image, tree, entries, work, spec.epoch_s)
+    return without_parent
+
+
+def _sync_onto_parent(
+    image: Path, tree: Path, entries: tuple[FileEntry, ...], spec: RootSpec
+) -> None:
+    """Replace the empty file system by the parent's, synced.
+
+    Raises RequestError when it is of another shape, or does not hold the files; the
+    empty one is then still there.
+    """
+    assert spec.parent is not None
+    start = spec.parent_start_bytes
+    with Path(spec.parent).open("rb") as old, image.open("rb") as new:
+        found, expected = Ext4(old, start).geometry, Ext4(new).geometry
+    if found != expected:
+        raise RequestError("the parent's root file system has another shape")
+    grown = image.with_suffix(".parent")
+    try:
+        copy_part(Path(spec.parent), start, spec.size_bytes, grown)
+        sync(grown, tree, entries, Path(spec.work), spec.epoch_s)
+        grown.rename(image)
+    finally:
+        grown.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -23,17 +23,25 @@ from provisioner.netboot.dhcp import DhcpMode, NetbootConfig, dnsmasq_config
 ROOT = Path(__file__).resolve().parents[2]
 START_LIMIT_S = 20
 
-# The service's side of the network: our DHCP, with the answers to router solicitations.
+# The service's side of the network: our DHCP, with the answers to router solicitations. The
+# hosts with Secure Boot on are those whose MAC stands in a file.
 _DHCP_PROGRAM = """
-import sys, threading
+import json, signal, sys, threading
 from dataclasses import asdict
-import json
 from pathlib import Path
 from provisioner.netboot.advertise import RouterAdvertiser
-from provisioner.netboot.dnsmasq import run_dnsmasq
-advertiser = RouterAdvertiser("br0")
-threading.Thread(target=advertiser.run, daemon=True).start()
-run_dnsmasq(Path(sys.argv[1]), on_event=lambda event: print(json.dumps(asdict(event)), flush=True))
+from provisioner.netboot.dnsmasq import Dnsmasq
+from provisioner.netboot.shim_hosts import ShimHosts
+config, hosts, macs = map(Path, sys.argv[1:])
+dnsmasq = Dnsmasq(config, on_event=lambda event: print(json.dumps(asdict(event)), flush=True))
+signal.signal(signal.SIGTERM, lambda *_: dnsmasq.stop())
+shim_hosts = ShimHosts(
+    hosts, lambda: macs.read_text().split(), on_change=dnsmasq.restart, look_s=0.1
+)
+shim_hosts.look()
+for work, arguments in (RouterAdvertiser("br0").run, ()), (shim_hosts.run, (threading.Event(),)):
+    threading.Thread(target=work, args=arguments, daemon=True).start()
+dnsmasq.run()
 """
 
 
@@ -85,7 +93,13 @@ class Network:
             gateway="10.77.0.1",
             dns=("10.77.0.1",),
             lease_file=self.folder / "dnsmasq.leases",
+            hosts_file=self.folder / "dnsmasq.hosts",
         )
+
+    @property
+    def secure_macs(self) -> Path:
+        """The file that stands for the database: MACs of hosts with Secure Boot on."""
+        return self.folder / "secure-macs"
 
 
 @contextmanager
@@ -145,7 +159,10 @@ def our_dhcp(net: Network, mode: DhcpMode) -> Iterator[Running]:
     """Run our dnsmasq and advertiser in the service's namespace."""
     path = net.folder / "dnsmasq.conf"
     path.write_text(dnsmasq_config(net.config, mode))
-    with running(net.service.python(_DHCP_PROGRAM, str(path)), net.folder / "dhcp.log") as child:
+    net.secure_macs.touch()
+    files = (path, net.config.hosts_file, net.secure_macs)
+    command = net.service.python(_DHCP_PROGRAM, *map(str, files))
+    with running(command, net.folder / "dhcp.log") as child:
         yield child
 
 
@@ -174,6 +191,7 @@ class Offer:
 
 
 BIOS, UEFI, UEFI_OLD = 0, 7, 9
+CLIENT_MAC = "52:54:00:77:00:99"
 
 
 def discover(namespace: Namespace, architecture: int, *, is_ipxe: bool = False) -> list[Offer]:
@@ -185,6 +203,25 @@ def discover(namespace: Namespace, architecture: int, *, is_ipxe: bool = False) 
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return [_offer(json.loads(line)) for line in done.stdout.splitlines()]
 
+
+def ask_proxy(namespace: Namespace, architecture: int) -> str:
+    """Return the file that the proxy at 10.77.0.1 names when a UEFI asks it for one, on the
+    port that is its own for that (PXE 2.1, 2.2.3)."""
+    command = namespace.python(_PROXY_PROGRAM, str(architecture))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout.strip()
+
+
+_PROXY_PROGRAM = """
+import socket, sys
+from tests.parts.netboot_network import packet_of
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+sock.bind(("10.77.0.2", 68))
+sock.settimeout(10)
+sock.sendto(packet_of(int(sys.argv[1]), kind=3, own="10.77.0.2"), ("10.77.0.1", 4011))
+print(sock.recv(2048)[108:236].split(b"\\0")[0].decode())
+"""
 
 _CLIENT_PROGRAM = """
 import sys
@@ -203,7 +240,8 @@ def dhcp_client(architecture: int, is_ipxe: bool) -> None:
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline:
         sent_at = time.monotonic()
-        sock.sendto(_discover_packet(architecture, is_ipxe), ("255.255.255.255", 67))
+        packet = packet_of(architecture, is_ipxe=is_ipxe)
+        sock.sendto(packet, ("255.255.255.255", 67))
         wait_s, heard = 1.0, False
         while select.select([sock], [], [], wait_s)[0]:
             packet, server = sock.recvfrom(2048)
@@ -218,12 +256,22 @@ def dhcp_client(architecture: int, is_ipxe: bool) -> None:
             return
 
 
-def _discover_packet(architecture: int, is_ipxe: bool) -> bytes:
-    """Return a DHCPDISCOVER that asks for a broadcast answer (RFC 2131, RFC 4578)."""
-    mac = bytes.fromhex("525400770099")
+def packet_of(
+    architecture: int, *, kind: int = 1, own: str = "0.0.0.0", is_ipxe: bool = False
+) -> bytes:
+    """Return a DHCPDISCOVER, or another kind, that asks for a broadcast answer (RFC 2131,
+    RFC 4578). `own` is the address that the client has already."""
+    mac = bytes.fromhex(CLIENT_MAC.replace(":", ""))
     head = struct.pack("!BBBBIHH", 1, 1, 6, 0, 0x77777777, 0, 0x8000)
-    fixed = head + bytes(16) + mac.ljust(16, b"\0") + bytes(192) + b"\x63\x82\x53\x63"
-    options = [(53, b"\1"), (55, bytes([1, 3, 6, 43, 60, 66, 67, 175]))]
+    fixed = (
+        head
+        + socket.inet_aton(own)
+        + bytes(12)
+        + mac.ljust(16, b"\0")
+        + bytes(192)
+        + b"\x63\x82\x53\x63"
+    )
+    options = [(53, bytes([kind])), (55, bytes([1, 3, 6, 43, 60, 66, 67, 175]))]
     options += [(60, f"PXEClient:Arch:{architecture:05}:UNDI:002001".encode())]
     options += [(93, struct.pack("!H", architecture)), (94, b"\1\2\1"), (97, b"\0" + bytes(16))]
     if is_ipxe:

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,16 +19,24 @@ import pytest
 
 from provisioner.errors import ConfigError, Unavailable
 from provisioner.netboot.advertise import RouterAdvertiser
-from provisioner.netboot.dhcp import DhcpMode, DhcpServer, boot_script_url, dhcp_snippet
+from provisioner.netboot.dhcp import (
+    DhcpMode,
+    DhcpServer,
+    UefiLoader,
+    boot_script_url,
+    dhcp_snippet,
+)
 from provisioner.netboot.dnsmasq import DhcpEvent, Dnsmasq, LogReader
 
 from .netboot_network import (
     BIOS,
+    CLIENT_MAC,
     UEFI,
     UEFI_OLD,
     Namespace,
     Network,
     Offer,
+    ask_proxy,
     discover,
     network,
     our_dhcp,
@@ -44,9 +53,9 @@ def net() -> Iterator[Network]:
         yield made
 
 
-def check_boot_files(net: Network) -> None:
+def check_boot_files(net: Network, uefi_file: str = "snponly.efi") -> None:
     """Whoever gives out addresses names the right file for each firmware, and at once."""
-    files = {BIOS: "undionly.kpxe", UEFI: "snponly.efi", UEFI_OLD: "snponly.efi"}
+    files = {BIOS: "undionly.kpxe", UEFI: uefi_file, UEFI_OLD: uefi_file}
     for architecture, expected in files.items():
         (offer,) = discover(net.site, architecture)
         assert (offer.boot_file, offer.next_server) == (expected, "10.77.0.1")
@@ -63,7 +72,7 @@ def test_full_mode_names_a_boot_file_for_each_firmware(net: Network) -> None:
         check_boot_files(net)
         kinds = {event["kind"] for event in dhcp.events()}
         assert {"DISCOVER", "OFFER", "BOOTFILE"} <= kinds
-        assert {event["mac"] for event in dhcp.events()} == {"52:54:00:77:00:99"}
+        assert {event["mac"] for event in dhcp.events()} == {CLIENT_MAC}
         assert dhcp.stop() == 0
     assert not leftovers(net)
 
@@ -80,6 +89,36 @@ def test_proxy_mode_adds_how_to_boot_to_another_servers_addresses(net: Network) 
             assert offers["10.77.0.1"].address == "0.0.0.0"
             assert offers["10.77.0.1"].options[60] == b"PXEClient"
         assert {event["kind"] for event in dhcp.events()} >= {"PXE"}
+
+
+def wait_for_file(net: Network, expected: str) -> None:
+    """Return when our DHCP names the file to a UEFI."""
+    deadline = time.monotonic() + 20
+    while discover(net.site, UEFI)[0].boot_file != expected:
+        assert time.monotonic() < deadline, f"{expected} is never named"
+
+
+def test_a_host_with_secure_boot_is_given_shim_as_soon_as_it_is_known(net: Network) -> None:
+    """And no other host is, nor a BIOS that has its NIC now; nor is dnsmasq given up."""
+    with our_dhcp(net, DhcpMode.FULL):
+        check_boot_files(net)
+        net.secure_macs.write_text(f"52:54:00:77:00:01 {CLIENT_MAC}")
+        wait_for_file(net, "shimx64.efi")
+        check_boot_files(net, "shimx64.efi")
+        net.secure_macs.write_text("52:54:00:77:00:01")
+        wait_for_file(net, "snponly.efi")
+
+
+@pytest.mark.parametrize(
+    ("macs", "file"), [("", "snponly.efi"), (CLIENT_MAC, "shimx64.efi")], ids=["plain", "secure"]
+)
+def test_a_proxy_gives_shim_to_a_host_with_secure_boot_only(
+    net: Network, macs: str, file: str
+) -> None:
+    net.secure_macs.write_text(macs)
+    with site_dhcp(net), our_dhcp(net, DhcpMode.PROXY):
+        wait_for_proxy(net)
+        assert [ask_proxy(net.site, one) for one in (UEFI, UEFI_OLD)] == [file, file]
 
 
 def wait_for_proxy(net: Network) -> Offer:
@@ -180,28 +219,34 @@ for _ in range(40):  # the link's own address takes a second or two to become us
     assert (flags, lifetime_s, len(packet)) == (0, 0, 16)
 
 
+UEFI_FILES = {UefiLoader.IPXE: "snponly.efi", UefiLoader.SHIM: "shimx64.efi"}
+
+
 @pytest.mark.skipif(not shutil.which("kea-dhcp4"), reason="kea-dhcp4-server is not installed")
-def test_the_snippet_for_kea_works(net: Network) -> None:
-    text = dhcp_snippet(net.config, DhcpServer.KEA).replace('"br0"', '"eth0"')
+@pytest.mark.parametrize("loader", UefiLoader)
+def test_the_snippet_for_kea_works(net: Network, loader: UefiLoader) -> None:
+    config = replace(net.config, uefi_loader=loader)
+    text = dhcp_snippet(config, DhcpServer.KEA).replace('"br0"', '"eth0"')
     file = net.folder / "kea.conf"
     file.write_text(text)
     environment = ["env", f"KEA_PIDFILE_DIR={net.folder}", f"KEA_LOCKFILE_DIR={net.folder}"]
     checked = net.site.command(*environment, "kea-dhcp4", "-t", str(file))
     subprocess.run(checked, check=True, capture_output=True)
     # Without leases on disk, and read without the comments that only Kea understands.
-    config = json.loads(re.sub(r"^\s*//.*$", "", text, flags=re.M))
-    config["Dhcp4"]["lease-database"] = {"type": "memfile", "persist": False}
-    file.write_text(json.dumps(config))
+    document = json.loads(re.sub(r"^\s*//.*$", "", text, flags=re.M))
+    document["Dhcp4"]["lease-database"] = {"type": "memfile", "persist": False}
+    file.write_text(json.dumps(document))
     command = net.site.command(*environment, "kea-dhcp4", "-c", str(file))
     # Kea hears only what comes over the wire, so the client sits on the other side.
     with running(command, net.folder / "kea.log"), swapped(net) as seen:
-        check_boot_files(seen)
+        check_boot_files(seen, UEFI_FILES[loader])
 
 
 @pytest.mark.skipif(not shutil.which("dhcpd"), reason="isc-dhcp-server is not installed")
-def test_the_snippet_for_isc_works(net: Network) -> None:
+@pytest.mark.parametrize("loader", UefiLoader)
+def test_the_snippet_for_isc_works(net: Network, loader: UefiLoader) -> None:
     file = net.folder / "dhcpd.conf"
-    file.write_text(dhcp_snippet(net.config, DhcpServer.ISC))
+    file.write_text(dhcp_snippet(replace(net.config, uefi_loader=loader), DhcpServer.ISC))
     (net.folder / "leases").touch()
     files = ["-cf", str(file), "-lf", str(net.folder / "leases"), "-pf", str(net.folder / "pid")]
     tested = net.site.command("dhcpd", "-t", *files)
@@ -210,19 +255,30 @@ def test_the_snippet_for_isc_works(net: Network) -> None:
         running(net.site.command("dhcpd", "-f", "-4", *files, "eth0"), net.folder / "isc.log"),
         swapped(net) as seen,
     ):
-        check_boot_files(seen)
+        check_boot_files(seen, UEFI_FILES[loader])
 
 
-def test_the_snippet_for_dnsmasq_works(net: Network) -> None:
+@pytest.mark.parametrize(
+    ("loader", "lines", "uefi_file"),
+    [
+        (UefiLoader.IPXE, "", "snponly.efi"),
+        (UefiLoader.IPXE, f"dhcp-host={CLIENT_MAC},set:secure-boot\n", "shimx64.efi"),
+        (UefiLoader.SHIM, "", "shimx64.efi"),
+    ],
+)
+def test_the_snippet_for_dnsmasq_works(
+    net: Network, loader: UefiLoader, lines: str, uefi_file: str
+) -> None:
     file = net.folder / "snippet.conf"
     file.write_text(
-        dhcp_snippet(net.config, DhcpServer.DNSMASQ)
+        dhcp_snippet(replace(net.config, uefi_loader=loader), DhcpServer.DNSMASQ)
+        + lines
         + "port=0\ninterface=eth0\nbind-interfaces\ndhcp-range=10.77.0.100,10.77.0.199,1h\n"
         + f"dhcp-leasefile={net.folder}/leases\npid-file={net.folder}/pid\nlog-facility=-\n"
     )
     command = net.site.command("dnsmasq", "--keep-in-foreground", f"--conf-file={file}")
     with running(command, net.folder / "snippet.log"), swapped(net) as seen:
-        check_boot_files(seen)
+        check_boot_files(seen, uefi_file)
 
 
 @contextmanager

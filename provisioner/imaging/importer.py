@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from provisioner.core.manifest import (
+    SPDX,
     Partition,
     check_image_name,
     check_version,
@@ -28,10 +29,13 @@ from provisioner.core.manifest import (
 )
 from provisioner.errors import RequestError, Unavailable
 from provisioner.imaging.archive import IMAGE_BYTES_MAX, ReleaseFacts
-from provisioner.imaging.build import BuiltImage, own_version
+from provisioner.imaging.build import BuiltImage
+from provisioner.imaging.build_record import own_version
+from provisioner.imaging.foreign_packages import foreign_packages, foreign_spdx
+from provisioner.imaging.foreign_root import last_written_at, read_text
 from provisioner.imaging.gpt import firmware_of, read_partitions, root_partition
 from provisioner.imaging.qcow2 import Qcow2, judge
-from provisioner.imaging.rootfs import RELEASE_FILE, installed_packages
+from provisioner.imaging.rootfs import RELEASE_FILE
 from provisioner.imaging.sandbox import SOURCE, TARGET, Limits, run_in_sandbox
 from provisioner.imaging.tools import ToolFailed
 
@@ -43,9 +47,8 @@ CONVERT_CPU_LIMIT: Final = 4 * CONVERT_LIMIT
 # qemu-img 7.2 needed at most 384 MiB of address space (and 41 MiB of memory), with clusters
 # from 512 bytes to 2 MiB, packed by zlib and zstd, up to a disk of 1 TiB.
 CONVERT_MEMORY_BYTES: Final = 768 * 1024 * 1024
-INSPECT_LIMIT: Final = timedelta(minutes=1)
-INSPECT_MEMORY_BYTES: Final = 512 * 1024 * 1024
-INSPECTED_BYTES_MAX: Final = 32 * 1024 * 1024
+STATUS_BYTES_MAX: Final = 32 * 1024 * 1024
+RELEASE_FILE_BYTES_MAX: Final = 64 * 1024
 SPACE_RESERVE_BYTES: Final = 256 * 1024 * 1024
 # Nobody made these from a recipe of ours.
 NO_RECIPE: Final = "0" * 64
@@ -181,20 +184,37 @@ def _facts(
             found=", ".join(part.name for part in partitions) or "no partitions",
         )
     root = root_partition(partitions)
-    status = _read_from_root(raw, root, "var/lib/dpkg/status") if root else None
+    release_id = _release_id(request, raw, root)
+    status = None
+    if root:
+        status = read_text(raw, root, "var/lib/dpkg/status", bytes_max=STATUS_BYTES_MAX)
+    packages = foreign_packages(status or "")
+    attachments = {}
+    if root and status:
+        spdx = foreign_spdx(
+            status,
+            image=request.image,
+            version=request.version,
+            architecture=request.architecture,
+            release_id=release_id,
+            # Not today: an import of the same file again must give the same.
+            created_at=last_written_at(raw, root),
+        )
+        attachments = {SPDX: spdx} if spdx else {}
     record = _record(request, source, now)
     return ReleaseFacts(
         image=request.image,
         version=request.version,
         architecture=request.architecture,
         firmware=firmware,
-        release_id=request.release_id or _release_id(request, raw, root),
-        packages=installed_packages(status) if status else {},
+        release_id=release_id,
+        packages=packages,
         recipe_digest=NO_RECIPE,
         builder=f"provisioner {own_version()}, imported from {request.format}",
         built_at=_written(now),
         root_partition=root.number if root else None,
-        log=_log(request, raw, record),
+        attachments=attachments,
+        log=_log(request, raw, record) + ("" if attachments else "no list of packages in SPDX\n"),
         record=record,
     )
 
@@ -227,11 +247,22 @@ def _written(now: datetime) -> str:
 
 
 def _release_id(request: ImportRequest, raw: Path, root: Partition | None) -> str:
-    """Return the id the image carries; a deployed host proves with it what it runs."""
-    text = _read_from_root(raw, root, RELEASE_FILE) if root else None
+    """Return the id that the caller names or the image carries.
+
+    A deployed host proves with it what it runs.
+    """
+    if request.release_id is not None:
+        if not is_release_id(request.release_id):
+            raise RequestError(
+                "not a release id", expected="32 hex digits", found=request.release_id[:100]
+            )
+        return request.release_id
+    text = None
+    if root:
+        text = read_text(raw, root, RELEASE_FILE, bytes_max=RELEASE_FILE_BYTES_MAX)
     try:
         content = json.loads(text or "null")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _no_release_id(request, "a file that is not JSON") from error
     if not isinstance(content, dict):
         raise _no_release_id(request, "no such file that can be read")
@@ -240,27 +271,12 @@ def _release_id(request: ImportRequest, raw: Path, root: Partition | None) -> st
         raise RequestError(
             f"{request.file.name} says that it is another release",
             expected=f"{request.image}@{request.version}",
-            found=f"{content.get('image')}@{content.get('version')}",
+            found=f"{content.get('image')}@{content.get('version')}"[:200],
         )
     release_id = content.get("release_id")
     if not is_release_id(release_id):
         raise _no_release_id(request, repr(release_id)[:100])
     return str(release_id)
-
-
-def _read_from_root(raw: Path, root: Partition, path: str) -> str | None:
-    """Return a text file of an ext2/3/4 root, read without mounting it; None if there is none."""
-    command = ["debugfs", "-R", f"cat /{path}", f"{SOURCE}?offset={root.start_bytes}"]
-    limits = Limits(
-        time=INSPECT_LIMIT,
-        cpu_time=INSPECT_LIMIT,
-        memory_bytes=INSPECT_MEMORY_BYTES,
-        written_bytes=0,
-        printed_bytes=INSPECTED_BYTES_MAX,
-    )
-    with contextlib.suppress(ToolFailed, UnicodeDecodeError), raw.open("rb") as disk:
-        return run_in_sandbox(command, source=disk, limits=limits).decode("utf-8") or None
-    return None
 
 
 def _no_release_id(request: ImportRequest, found: str) -> RequestError:

@@ -14,8 +14,14 @@ from pathlib import Path
 import pytest
 
 from provisioner.errors import RequestError, Unavailable
+from provisioner.imaging.foreign_packages import PACKAGES_MAX, foreign_packages, foreign_spdx
 from provisioner.imaging.gpt import BIOS_BOOT, LINUX_FILESYSTEM
-from provisioner.imaging.importer import INSPECTED_BYTES_MAX, ImportRequest, imported_image
+from provisioner.imaging.importer import (
+    RELEASE_FILE_BYTES_MAX,
+    STATUS_BYTES_MAX,
+    ImportRequest,
+    imported_image,
+)
 from provisioner.imaging.sandbox import SOURCE, TARGET, Limits, run_in_sandbox
 from provisioner.imaging.tools import ToolFailed
 
@@ -28,12 +34,17 @@ STATUS = "Package: bash\nStatus: install ok installed\nVersion: 5.2\n\nPackage: 
 
 
 def make_image(
-    path: Path, release: object, *, bootable: bool = True, status_bytes: int = 0
+    path: Path,
+    release: object,
+    *,
+    bootable: bool = True,
+    status_bytes: int = 0,
+    plain: bool = False,
 ) -> Path:
     """Write a 16 MiB disk with a small ext4 root that holds release.json and dpkg's status."""
     tree = path.parent / "tree"
     for name, content in (
-        ("usr/lib/provisioner/release.json", json.dumps(release)),
+        ("usr/lib/provisioner/release.json", str(release) if plain else json.dumps(release)),
         ("var/lib/dpkg/status", STATUS),
     ):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
@@ -207,10 +218,45 @@ def test_raw_that_is_packed_is_refused_with_what_to_do(tmp_path: Path, program: 
 
 def test_list_of_packages_without_end_is_not_read(tmp_path: Path) -> None:
     status = tmp_path / "tree/var/lib/dpkg/status"
-    disk = make_image(tmp_path / "disk.raw", release(), status_bytes=INSPECTED_BYTES_MAX + MIB)
-    assert status.stat().st_size > INSPECTED_BYTES_MAX
+    disk = make_image(tmp_path / "disk.raw", release(), status_bytes=STATUS_BYTES_MAX + MIB)
+    assert status.stat().st_size > STATUS_BYTES_MAX
     with imported_image(request(disk), work=tmp_path / "work", now=NOW) as imported:
         assert imported.facts.packages == {}
+
+
+def test_packages_are_listed_in_spdx_the_same_each_time(tmp_path: Path) -> None:
+    disk = make_image(tmp_path / "disk.raw", release())
+    documents = []
+    for days in (0, 3):
+        now = NOW + timedelta(days=days)
+        with imported_image(request(disk), work=tmp_path / "work", now=now) as imported:
+            documents.append(imported.facts.attachments["spdx.json"])
+    assert documents[0] == documents[1]
+    document = json.loads(documents[0])
+    assert document["spdxVersion"] == "SPDX-2.3"
+    assert "bash" in {package["name"] for package in document["packages"]}
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        "Package: ../../../etc/shadow\nStatus: install ok installed\nVersion: 1\n",
+        "Package: bash\nStatus: install ok installed\nVersion: 1\r\rpackage : /etc\r",
+        "Package: bash\nStatus: install ok installed\n",
+        "Status: install ok installed\nVersion: 1\n",
+        "Package: bash\nStatus: install ok installed\nVersion: ../1\n",
+        "Package: a1\n\n" * (PACKAGES_MAX + 1),
+    ],
+)
+def test_list_of_packages_that_dpkg_did_not_write_is_refused(status: str) -> None:
+    with pytest.raises(RequestError, match="list of packages is refused"):
+        foreign_packages(status)
+
+
+def test_list_of_packages_that_cannot_be_described_is_left_out() -> None:
+    status = "Package: bash\nStatus: install ok installed in a strange way\nVersion: 1\n"
+    arguments = {"image": "theirs", "version": "1", "architecture": "amd64"}
+    assert foreign_spdx(status, release_id=RELEASE_ID, created_at=NOW, **arguments) is None
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -238,7 +284,15 @@ def test_raw_file_that_is_called_qcow2_is_refused_and_not_probed(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "content", [release(version="2"), release(image="other"), release(release_id="x"), [], "x"]
+    "content",
+    [
+        release(version="2"),
+        release(image="other"),
+        release(release_id="x"),
+        [],
+        "x",
+        release(more="x" * RELEASE_FILE_BYTES_MAX),
+    ],
 )
 def test_image_that_says_it_is_another_release_or_none_is_refused(
     tmp_path: Path, content: object
@@ -256,6 +310,24 @@ def test_id_may_be_named_where_it_cannot_be_read(tmp_path: Path) -> None:
     asked = request(disk, release_id=RELEASE_ID)
     with imported_image(asked, work=tmp_path, now=NOW) as imported:
         assert imported.facts.release_id == RELEASE_ID
+
+
+def test_json_without_end_is_refused(tmp_path: Path) -> None:
+    disk = make_image(tmp_path / "disk.raw", "[" * 30_000, plain=True)
+    with (
+        pytest.raises(RequestError, match="does not say which release"),
+        imported_image(request(disk), work=tmp_path, now=NOW),
+    ):
+        pass
+
+
+def test_named_id_must_be_one(tmp_path: Path) -> None:
+    disk = make_image(tmp_path / "disk.raw", [])
+    with (
+        pytest.raises(RequestError, match="not a release id"),
+        imported_image(request(disk, release_id="x"), work=tmp_path, now=NOW),
+    ):
+        pass
 
 
 def test_image_that_no_firmware_starts_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import stat
+import tomllib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,17 +18,21 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from .core.model import Secret
+from .errors import RequestError
+from .release_keys import RELEASE_KEY as RELEASE_KEY
+from .release_keys import RELEASE_PUB as RELEASE_PUB
+from .release_keys import check_in_use, new_pair, write_secret
+from .release_keys import parse as parse_public
 
 if TYPE_CHECKING:
     from cryptography import x509
 
 FOLDER: Final = "keys"
 MASTER_KEY: Final = "master.key"
-RELEASE_KEY: Final = "release.key"
-RELEASE_PUB: Final = "release.pub"
 AGENT_TLS_KEY: Final = "agent-tls.key"
 AGENT_TLS_PEM: Final = "agent-tls.pem"
 ADMIN_TOKEN: Final = "admin.token"
+S3_CREDENTIALS: Final = "s3.toml"
 FILES: Final = (MASTER_KEY, RELEASE_KEY, RELEASE_PUB, AGENT_TLS_KEY, AGENT_TLS_PEM, ADMIN_TOKEN)
 PUBLIC: Final = frozenset({RELEASE_PUB, AGENT_TLS_PEM})
 
@@ -46,12 +51,22 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
+class S3Credentials:
+    """What opens the bucket of releases."""
+
+    access_key: str
+    secret_key: Secret
+
+
+@dataclass(frozen=True)
 class Keys:
     """What the files in the folder of keys hold.
 
     `master` (64 hex digits) encrypts BMC credentials, `release_private` (Ed25519, PEM)
-    signs releases, `admin_token` is the first API token. The TLS files are given as paths,
-    since the HTTP server reads them itself.
+    signs releases, `release_public` is the PEM of all keys that releases are trusted by, and
+    `trusted` holds the same as raw keys in hex. `admin_token` is the first API token. The TLS
+    files are given as paths, since the HTTP server reads them itself. `s3` is there when the
+    releases are kept in a bucket.
     """
 
     folder: Path
@@ -61,15 +76,16 @@ class Keys:
     agent_tls_key: Path
     agent_tls_pem: Path
     admin_token: Secret
+    trusted: tuple[str, ...] = ()
+    s3: S3Credentials | None = None
 
 
-def load_keys(folder: Path, agent_url: str, problems: list[str]) -> Keys:
+def load_keys(folder: Path, agent_url: str, problems: list[str], *, with_s3: bool = False) -> Keys:
     """Return the keys in `folder`; whatever is wrong with one is added to `problems`."""
     content = {name: _read(folder / name, name in PUBLIC, problems) for name in FILES}
     if all(content.values()):
         _check_master(content[MASTER_KEY], problems)
         _check_token(content[ADMIN_TOKEN], problems)
-        _check_release_pair(content[RELEASE_KEY], content[RELEASE_PUB], problems)
         _check_tls_pair(content[AGENT_TLS_KEY], content[AGENT_TLS_PEM], agent_url, problems)
     return Keys(
         folder=folder,
@@ -79,7 +95,42 @@ def load_keys(folder: Path, agent_url: str, problems: list[str]) -> Keys:
         agent_tls_key=folder / AGENT_TLS_KEY,
         agent_tls_pem=folder / AGENT_TLS_PEM,
         admin_token=Secret(content[ADMIN_TOKEN].strip()),
+        trusted=_trusted(content[RELEASE_KEY], content[RELEASE_PUB], problems),
+        s3=_s3_credentials(folder, problems) if with_s3 else None,
     )
+
+
+def _trusted(private: str, public: str, problems: list[str]) -> tuple[str, ...]:
+    """Return the trusted keys as raw keys in hex; none when something is wrong with them."""
+    if not private or not public:
+        return ()
+    try:
+        found = parse_public(public)
+        check_in_use(private, found)
+    except RequestError as error:
+        problems.append(f"key {error.message}")
+        return ()
+    return tuple(key.public_hex for key in found)
+
+
+def _s3_credentials(folder: Path, problems: list[str]) -> S3Credentials | None:
+    """Return what `s3.toml` holds: access_key and secret_key, and nothing else."""
+    path = folder / S3_CREDENTIALS
+    if not path.exists():
+        problems.append(
+            f"key {path}: is missing; write access_key and secret_key for releases.store into it"
+        )
+        return None
+    try:
+        # Not the error's text: it may show the line, and with it the secret.
+        content = tomllib.loads(_read(path, False, problems))
+    except tomllib.TOMLDecodeError:
+        content = {}
+    names = ("access_key", "secret_key")
+    if set(content) != set(names) or not all(content[name] for name in names):
+        problems.append(f'key {path}: expected access_key = "…" and secret_key = "…" in TOML')
+        return None
+    return S3Credentials(str(content["access_key"]), Secret(str(content["secret_key"])))
 
 
 def _read(path: Path, is_public: bool, problems: list[str]) -> str:
@@ -117,25 +168,6 @@ def _check_token(content: str, problems: list[str]) -> None:
         )
     elif len(set(text)) < DISTINCT_BYTES_MIN:
         problems.append(f"key {ADMIN_TOKEN}: is weak, its characters repeat")
-
-
-def _check_release_pair(private: str, public: str, problems: list[str]) -> None:
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
-        Ed25519PrivateKey,
-        Ed25519PublicKey,
-    )
-
-    try:
-        key = serialization.load_pem_private_key(private.encode(), password=None)
-        pub = serialization.load_pem_public_key(public.encode())
-    except (ValueError, TypeError) as error:
-        problems.append(f"key {RELEASE_KEY}: expected an Ed25519 pair in PEM ({error})")
-        return
-    if not isinstance(key, Ed25519PrivateKey) or not isinstance(pub, Ed25519PublicKey):
-        problems.append(f"key {RELEASE_KEY}: expected an Ed25519 pair")
-    elif key.public_key() != pub:
-        problems.append(f"key {RELEASE_PUB}: does not belong to {RELEASE_KEY}")
 
 
 def _check_tls_pair(private: str, pem: str, agent_url: str, problems: list[str]) -> None:
@@ -177,7 +209,7 @@ def make_keys(folder: Path, agent_url: str) -> None:
     Raises FileExistsError when there is a folder of that name already.
     """
     folder.mkdir(mode=0o700)
-    release_key, release_pub = _new_release_pair()
+    release_key, release_pub = new_pair()
     tls_key, tls_pem = _new_tls_pair(urlsplit(agent_url).hostname or "localhost")
     write_secret(folder / MASTER_KEY, secrets.token_hex(MASTER_KEY_BYTES) + "\n")
     write_secret(folder / RELEASE_KEY, release_key)
@@ -185,31 +217,6 @@ def make_keys(folder: Path, agent_url: str) -> None:
     write_secret(folder / AGENT_TLS_KEY, tls_key)
     write_secret(folder / AGENT_TLS_PEM, tls_pem)
     write_secret(folder / ADMIN_TOKEN, secrets.token_urlsafe(TOKEN_BYTES) + "\n")
-
-
-def write_secret(path: Path, content: str) -> None:
-    """Write a new file that only its owner may read, and wait until it is on the disk."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(file, "w", encoding="utf-8") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _new_release_pair() -> tuple[str, str]:
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    key = Ed25519PrivateKey.generate()
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    public = key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return private.decode(), public.decode()
 
 
 def _new_tls_pair(host: str) -> tuple[str, str]:

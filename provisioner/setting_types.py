@@ -1,12 +1,16 @@
 """Reads single values of the configuration file: each function returns the value or raises
 `Wrong` saying what was expected. Knows no setting by name."""
 
+import difflib
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
+
+from .core.trust import KEYS_MAX, check_channel
+from .errors import RequestError
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # Linux allows 15 characters
@@ -14,7 +18,12 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _WORD = re.compile(r"[A-Za-z0-9._,:=/@%+-]{1,256}")
 
 WILDCARDS: Final = ("0.0.0.0", "::")
+_BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._-]+)*/?")
+_REGION = re.compile(r"[a-z0-9-]{1,63}")
 TEXT_CHARACTERS_MAX: Final = 4096
+MIRRORS_MAX: Final = 16
+CHANNELS_MAX: Final = 32
+SIGNATURES_MAX: Final = KEYS_MAX
 
 
 class Wrong(ValueError):
@@ -30,6 +39,21 @@ class Address:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class ChannelRule:
+    """What a channel asks for: signatures of so many trusted keys, and a passed test."""
+
+    name: str
+    threshold: int = 1
+    tested: bool = False
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean …?" for a name that is close to a known one, else nothing."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def text(value: object) -> str:
@@ -155,3 +179,69 @@ def digest(value: object) -> str:
     if value != "" and not _DIGEST.fullmatch(text(value)):
         raise Wrong("a SHA-256 in lower-case hex, or empty")
     return text(value)
+
+
+def bucket_url(value: object) -> str:
+    if value != "" and not _BUCKET.fullmatch(text(value)):
+        raise Wrong("s3://bucket/prefix, or empty")
+    return text(value).rstrip("/")
+
+
+def endpoint(value: object) -> str:
+    """A base URL by http or https; whether the name exists shows when it is used."""
+    schemes = ("http", "https")
+    for scheme in schemes:
+        try:
+            return base_url(scheme)(value)
+        except Wrong:
+            continue
+    raise Wrong("http://host:port or https://host:port, or empty")
+
+
+def region(value: object) -> str:
+    if not _REGION.fullmatch(text(value)):
+        raise Wrong("a region, such as us-east-1")
+    return text(value)
+
+
+def origins(value: object) -> tuple[str, ...]:
+    wanted = f'at most {MIRRORS_MAX} origins, such as ["http://10.77.1.1:8081"]'
+    if not isinstance(value, list) or len(value) > MIRRORS_MAX:
+        raise Wrong(wanted)
+    parse = base_url("http")
+    try:
+        found = tuple(parse(item) for item in value)
+    except Wrong as error:
+        raise Wrong(wanted) from error
+    if not all(found):
+        raise Wrong(wanted)
+    return found
+
+
+def channels(value: object) -> tuple[ChannelRule, ...]:
+    """Return the rules of a table such as {stable = {threshold = 2, tested = true}}, by name."""
+    if not isinstance(value, dict) or len(value) > CHANNELS_MAX:
+        raise Wrong(f"a table of at most {CHANNELS_MAX} channels")
+    return tuple(_channel_rule(name, value[name]) for name in sorted(value))
+
+
+def _channel_rule(name: str, value: object) -> ChannelRule:
+    try:
+        check_channel(name)
+    except RequestError as error:
+        raise Wrong(f"channel names of small letters, digits and '-', not {name!r}") from error
+    parsers: dict[str, Callable[[object], object]] = {
+        "threshold": whole(1, SIGNATURES_MAX),
+        "tested": boolean,
+    }
+    if not isinstance(value, dict):
+        raise Wrong(f"{name} = {{threshold = 2, tested = true}}")
+    rule: dict[str, Any] = {}
+    for key, item in value.items():
+        if key not in parsers:
+            raise Wrong(f"threshold and tested for {name}, not {key}{did_you_mean(key, parsers)}")
+        try:
+            rule[key] = parsers[key](item)
+        except Wrong as wrong:
+            raise Wrong(f"{name}.{key} to be {wrong}") from wrong
+    return ChannelRule(name, **rule)

@@ -18,7 +18,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from .errors import Conflict, RequestError
-from .keys import ADMIN_TOKEN, FOLDER, make_keys, write_secret
+from .keys import ADMIN_TOKEN, FOLDER, make_keys
+from .release_keys import write_secret
 from .setting_types import WILDCARDS, Address
 from .settings import CONFIG_FILE, Settings, load
 

@@ -5,17 +5,18 @@ Imports what a caller asks for, when it asks: the boot listener loads no BMC lib
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .core.contracts import BmcPool, Store
 from .core.lifecycle import Limits
 from .core.manifest import Manifest
 from .core.model import Phase
+from .core.trust import TrustPolicy
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from .imaging.archive import Archive
-    from .imaging.publish import Publisher
+    from .imaging.blobs import Blobs
+    from .imaging.publish import Publisher, Register
     from .service.agents import AgentSessions
     from .service.audit import Audit
     from .service.boot import BootService
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from .service.worker import Worker
     from .store.durable import DbosEffectWorker
 
+# Held by whoever changes the archive.
+ARCHIVE_LOCK: Final = "archive.lock"
+
 
 @dataclass(frozen=True)
 class Service:
@@ -48,6 +53,7 @@ class Service:
     operations: Operations
     profiles: Profiles
     releases: Releases
+    archive: Archive
     ramdisks: Ramdisks
     tokens: Tokens
     boot: BootService
@@ -102,13 +108,48 @@ def prepare(settings: Settings) -> None:
         service.close()
 
 
-def archive_of(settings: Settings) -> Archive:
-    """Return the release archive, trusted by the site's public key."""
-    from .imaging.archive import Archive
-    from .imaging.signing import load_public_key
-    from .keys import RELEASE_PUB
+def trust_policy(
+    settings: Settings, minimum_versions: Mapping[str, str] | None = None
+) -> TrustPolicy:
+    """Return what this installation believes of releases.
 
-    return Archive(settings.data_dir, load_public_key(settings.keys.folder / RELEASE_PUB))
+    `minimum_versions` is what the database says of them (`Releases.minimum_versions`), for a
+    ramdisk to pin; the service itself asks the database each time.
+    """
+    return TrustPolicy(
+        keys=settings.keys.trusted,
+        threshold=settings.releases.threshold,
+        channels={rule.name: rule.threshold for rule in settings.releases.channels},
+        minimum_versions=minimum_versions or {},
+    )
+
+
+def blobs_of(settings: Settings) -> Blobs:
+    """Return where releases are kept: files below data_dir, or the configured bucket."""
+    from .imaging.blobs import FileBlobs
+
+    chosen, s3 = settings.releases, settings.keys.s3
+    if s3 is None:
+        return FileBlobs(settings.data_dir)
+    from .imaging.s3_blobs import S3Blobs, S3Place
+
+    return S3Blobs(
+        S3Place(
+            url=chosen.store,
+            access_key=s3.access_key,
+            secret_key=s3.secret_key,
+            endpoint=chosen.s3_endpoint,
+            region=chosen.s3_region,
+        )
+    )
+
+
+def archive_of(settings: Settings) -> Archive:
+    """Return the release archive, trusted by the site's policy."""
+    from .imaging.archive import Archive
+
+    lock_file = settings.data_dir / ARCHIVE_LOCK
+    return Archive(blobs_of(settings), trust_policy(settings), lock_file)
 
 
 def build(settings: Settings) -> Service:
@@ -124,7 +165,6 @@ def build(settings: Settings) -> Service:
     from .service.operations import Operations
     from .service.profiles import Profiles
     from .service.ramdisks import Ramdisks
-    from .service.releases import Releases
     from .service.timeline import Timeline
     from .service.tokens import Tokens
     from .service.transitions import Transitions
@@ -147,6 +187,7 @@ def build(settings: Settings) -> Service:
         exchange_limit=timedelta(seconds=settings.limits.bmc_exchange_s),
     )
     agent_ca = settings.keys.agent_tls_pem.read_text()
+    archive = archive_of(settings)
     timeline = Timeline(store)
 
     def close() -> None:
@@ -159,9 +200,10 @@ def build(settings: Settings) -> Service:
         settings=settings,
         store=store,
         hosts=Hosts(store, pool, utc_now),
-        operations=Operations(store, transitions, utc_now, ramdisks.newest),
+        operations=Operations(store, transitions, utc_now, ramdisks.newest, archive),
         profiles=Profiles(store, utc_now),
-        releases=Releases(store, archive_of(settings), utc_now),
+        releases=_releases(settings, store, archive, transitions),
+        archive=archive,
         ramdisks=ramdisks,
         tokens=Tokens(store, utc_now),
         boot=BootService(
@@ -180,12 +222,31 @@ def build(settings: Settings) -> Service:
             utc_now,
             derived,
             boot_url=settings.boot.url,
+            mirrors=settings.releases.mirrors,
             vendor_data=lambda nonce: vendor_data(settings.agent.url, nonce, agent_ca),
         ),
         audit=Audit(store),
         transitions=transitions,
         pool=pool,
         on_close=close,
+    )
+
+
+def _releases(
+    settings: Settings, store: Store, archive: Archive, transitions: Transitions
+) -> Releases:
+    from .service.chance import utc_now
+    from .service.releases import Releases
+    from .service.removal import Keeping
+
+    chosen = settings.releases
+    return Releases(
+        store,
+        archive,
+        utc_now,
+        transitions,
+        tested_channels=[rule.name for rule in chosen.channels if rule.tested],
+        keeping=Keeping(chosen.keep_newest, timedelta(seconds=chosen.grace_s)),
     )
 
 
@@ -218,17 +279,28 @@ def effect_worker(settings: Settings) -> DbosEffectWorker:
     return DbosEffectWorker(engine_of(settings))
 
 
-def publisher(settings: Settings, service: Service, *, actor: str) -> Publisher:
-    """Return what publishes images into the archive and registers them with the service."""
+def registrar(service: Service, *, actor: str) -> Register:
+    """Return what makes releases of the archive known to the service."""
+
+    def register(manifest: Manifest, stored_bytes: int) -> None:
+        service.releases.register(manifest, stored_bytes, actor=actor)
+
+    return register
+
+
+def publisher(
+    settings: Settings, service: Service, *, actor: str, key_file: Path | None = None
+) -> Publisher:
+    """Return what publishes images into the archive and registers them with the service.
+
+    It signs with the key in use, or with the one in `key_file`.
+    """
     from .imaging.publish import Publisher
     from .imaging.signing import load_signing_key
     from .keys import RELEASE_KEY
 
-    def register(manifest: Manifest) -> None:
-        service.releases.register(manifest, actor=actor)
-
-    signer = load_signing_key(settings.keys.folder / RELEASE_KEY)
-    return Publisher(archive_of(settings), register, signer)
+    signer = load_signing_key(key_file or settings.keys.folder / RELEASE_KEY)
+    return Publisher(service.archive, [signer], registrar(service, actor=actor))
 
 
 def api_app(service: Service) -> Flask:

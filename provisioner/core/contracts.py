@@ -16,7 +16,9 @@ from .manifest import Manifest
 from .model import (
     BmcAddress,
     BootDevice,
+    Channel,
     Event,
+    Firmware,
     Host,
     HostId,
     Json,
@@ -26,6 +28,7 @@ from .model import (
     PowerState,
     Profile,
     ReleaseRow,
+    ReleaseTest,
     Ticket,
 )
 
@@ -77,6 +80,7 @@ class Tx(Protocol):
     def hosts_with_mac(self, mac: str) -> Sequence[Host]: ...
     def hosts_with_uuid(self, uuid: str) -> Sequence[Host]: ...
     def hosts(self, *, after: str = "", limit: int = 1000) -> Sequence[Host]: ...  # by name
+    def macs_of_firmware(self, firmware: Firmware) -> Sequence[str]: ...  # sorted
     def count_unconfirmed_hosts(self) -> int: ...
     def add_host(self, host: Host) -> None: ...  # Conflict on a used name or MAC
     def save_host(self, host: Host) -> None: ...
@@ -90,6 +94,7 @@ class Tx(Protocol):
         *,
         host_id: HostId | None = None,
         phases: Iterable[Phase] | None = None,
+        release: str | None = None,
         overdue_at: datetime | None = None,  # deadline_at <= this
         newest_first: bool = True,
         limit: int = 100,
@@ -115,11 +120,23 @@ class Tx(Protocol):
     def recall(self, key: str) -> Json | None: ...  # the saved reply to an Idempotency-Key
     def remember(self, key: str, reply: Json, at: datetime) -> None: ...
 
-    # releases and profiles
+    # releases: whoever begins to refer to one holds it, whoever changes one locks it, so
+    # that of two such transactions one sees what the other did
     def add_release(self, release: ReleaseRow) -> None: ...  # Conflict: other content
+    def save_release(self, release: ReleaseRow) -> None: ...
     def release(self, digest: str) -> ReleaseRow | None: ...
+    def hold_release(self, digest: str) -> ReleaseRow: ...  # NotFound; unchanged until the end
+    def lock_release(self, digest: str) -> ReleaseRow: ...  # NotFound; nobody holds it, too
     def release_named(self, image: str, version: str) -> ReleaseRow | None: ...
-    def releases(self) -> Sequence[ReleaseRow]: ...
+    def releases(self, image: str | None = None) -> Sequence[ReleaseRow]: ...
+    def used_releases(self) -> set[str]: ...  # by hosts, channels and unfinished operations
+    def channel(self, image: str, name: str) -> Channel | None: ...
+    def channels(self, image: str | None = None) -> Sequence[Channel]: ...
+    def save_channel(self, channel: Channel) -> None: ...
+    def add_release_test(self, test: ReleaseTest) -> None: ...
+    def release_tests(self, digest: str) -> Sequence[ReleaseTest]: ...  # newest first
+
+    # profiles
     def save_profile(self, profile: Profile) -> None: ...  # a new revision, or the same again
     def profile(self, name: str) -> Profile | None: ...  # its newest revision
     def profile_revision(self, digest: str) -> Profile | None: ...
@@ -173,3 +190,10 @@ class Archive(Protocol):
     """The release archive: signed manifests over immutable chunks."""
 
     def load(self, digest: str) -> Manifest: ...  # NotFound; TrustError on a bad signature
+    def signed_by(self, digest: str) -> set[str]: ...  # ids of trusted keys; raises as load
+    def check(self, digest: str, *, channel: str | None, now: datetime) -> Manifest: ...
+
+    # raises as load, and TrustError for what must not be deployed now
+    def attachment(self, manifest: Manifest, name: str) -> bytes: ...  # NotFound, TrustError
+    def record(self, digest: str) -> Json: ...  # what the builder noted, unsigned; NotFound
+    def log(self, digest: str) -> str: ...  # of the build; NotFound

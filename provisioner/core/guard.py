@@ -32,14 +32,22 @@ class WriteRequest:
 
 
 def authorise_write(
-    request: WriteRequest, operation: Operation, host: Host, chosen: Disk, *, now: datetime
+    request: WriteRequest,
+    operation: Operation,
+    host: Host,
+    chosen: Disk,
+    *,
+    now: datetime,
+    release_is_revoked: bool,
 ) -> None:
     """Return when `request` may write, and raise WriteRefused otherwise.
 
     `chosen` is the disk that the pinned profile's rule picks from the inventory that the
-    agent sent at its hello: the service chooses for itself, too.
+    agent sent at its hello: the service chooses for itself, too. `release_is_revoked` is
+    what the database says right now of the operation's release.
     """
-    for expected, found, why in _refusals(request, operation, host, chosen, now):
+    refusals = _refusals(request, operation, host, chosen, now, release_is_revoked)
+    for expected, found, why in refusals:
         raise WriteRefused(
             f"host {host.name} may not be written: {why}",
             host=host.name,
@@ -53,7 +61,12 @@ _WRITING_PHASES = frozenset({Phase.PREPARING, Phase.WRITING, Phase.VERIFYING})
 
 
 def _refusals(
-    request: WriteRequest, operation: Operation, host: Host, chosen: Disk, now: datetime
+    request: WriteRequest,
+    operation: Operation,
+    host: Host,
+    chosen: Disk,
+    now: datetime,
+    release_is_revoked: bool,
 ) -> Iterator[tuple[object, object, str]]:
     asked, allowed = identity(request.disk), identity(chosen)
     if operation.kind is not Kind.DEPLOYMENT:
@@ -70,6 +83,8 @@ def _refusals(
         yield host.generation, operation.generation, "a newer operation owns the host"
     if request.release != operation.release:
         yield operation.release, request.release, "the release is not the one requested"
+    if release_is_revoked:
+        yield "a release in good standing", "a revoked one", "the release was revoked"
     if host.state in (HostState.ENROLLED, HostState.RETIRED):
         yield "an inspected host", host.state, "the host is not in a state to be written"
     if (reason := host.why_not_rebuilt) is not None:

@@ -1,8 +1,8 @@
 """How operations and hosts change state: tables, and one function that reads them.
 
 Three axes stay apart: what we know of a host's disk (`HOST_MOVES`), one operation on it
-(`DEPLOYMENT`, `INSPECTION`), and, elsewhere, the rollout it belongs to. Only this module
-changes a state. No I/O, no clock: the caller says what happened and when.
+(`DEPLOYMENT`, `INSPECTION`, `VERIFICATION`), and, elsewhere, the rollout it belongs to. Only
+this module changes a state. No I/O, no clock: the caller says what happened and when.
 
 A row reads (phase, event) -> (next phase, effects to perform after saving, host event).
 Anything absent is refused and changes nothing. The saved phase is always the pessimistic
@@ -46,11 +46,13 @@ class E(StrEnum):
     WRITE_PERMITTED = "write_permitted"
     WRITTEN = "written"
     VERIFIED = "verified"
+    COMPARED = "compared"
     AGENT_FAILED = "agent_failed"
     PHONED_HOME = "phoned_home"
     EVIDENCE_REFUSED = "evidence_refused"
     CHECKED = "checked"
     SOAKED = "soaked"
+    REVOKED = "revoked"
     RUNG_TIMED_OUT = "rung_timed_out"
     TIMED_OUT = "timed_out"
 
@@ -103,20 +105,25 @@ _NETBOOT: Final[Table] = {
 }  # fmt: skip
 
 # After WRITE_PERMITTED nothing can be cancelled: the old system is gone, and the way out
-# is forward (the deadline, then another deployment).
+# is forward (the deadline, then another deployment). A revoked release is the exception:
+# better no system than one that must not run.
 DEPLOYMENT: Final[Table] = {
     **_NETBOOT,
+    (_P.QUEUED,     E.REVOKED):          (_P.FAILED,    (),                None),
+    (_P.NETBOOTING, E.REVOKED):          (_P.FAILED,    (ReturnToDisk(),), None),
     (_P.NETBOOTING, E.AGENT_SEEN):       (_P.PREPARING, (),                _H.INSPECTED),
     (_P.PREPARING,  E.REPORTED):         (_P.PREPARING, (),                None),
     (_P.PREPARING,  E.WRITE_PERMITTED):  (_P.WRITING,   (),                _H.WRITE_STARTED),
     (_P.PREPARING,  E.AGENT_FAILED):     (_P.FAILED,    (ReturnToDisk(),), None),
     (_P.PREPARING,  E.TIMED_OUT):        (_P.FAILED,    (ReturnToDisk(),), None),
     (_P.PREPARING,  E.CANCEL):           (_P.CANCELLED, (ReturnToDisk(),), None),
+    (_P.PREPARING,  E.REVOKED):          (_P.FAILED,    (ReturnToDisk(),), None),
     (_P.WRITING,    E.REPORTED):         (_P.WRITING,   (),                None),
     (_P.WRITING,    E.WRITTEN):          (_P.VERIFYING, (),                None),
     (_P.WRITING,    E.VERIFIED):         (_P.BOOTING,   (_DISK,),          None),
     (_P.WRITING,    E.AGENT_FAILED):     (_P.FAILED,    (_DISK,),          None),
     (_P.WRITING,    E.TIMED_OUT):        (_P.FAILED,    (_DISK,),          None),
+    (_P.WRITING,    E.REVOKED):          (_P.FAILED,    (_DISK,),          None),
     (_P.VERIFYING,  E.REPORTED):         (_P.VERIFYING, (),                None),
     (_P.VERIFYING,  E.VERIFIED):         (_P.BOOTING,   (_DISK,),          None),
     # The agent's last word was lost, and the host restarted all the same. The nonce goes
@@ -124,6 +131,7 @@ DEPLOYMENT: Final[Table] = {
     (_P.VERIFYING,  E.PHONED_HOME):      (_P.PROVING,   (_DISK,),          None),
     (_P.VERIFYING,  E.AGENT_FAILED):     (_P.FAILED,    (_DISK,),          None),
     (_P.VERIFYING,  E.TIMED_OUT):        (_P.FAILED,    (_DISK,),          None),
+    (_P.VERIFYING,  E.REVOKED):          (_P.FAILED,    (_DISK,),          None),
     (_P.BOOTING,    E.VERIFIED):         (_P.BOOTING,   (),                None),
     (_P.BOOTING,    E.NEXT_BOOT_SET):    (_P.BOOTING,   (),                None),
     # The boot rule sends the host to its disk whatever the BMC remembers, so a BMC that
@@ -133,6 +141,7 @@ DEPLOYMENT: Final[Table] = {
     (_P.BOOTING,    E.PHONED_HOME):      (_P.PROVING,   (),                None),
     (_P.BOOTING,    E.EVIDENCE_REFUSED): (_P.FAILED,    (),                None),
     (_P.BOOTING,    E.TIMED_OUT):        (_P.FAILED,    (),                None),
+    (_P.BOOTING,    E.REVOKED):          (_P.FAILED,    (),                None),
     (_P.PROVING,    E.PHONED_HOME):      (_P.PROVING,   (),                None),
     (_P.PROVING,    E.VERIFIED):         (_P.PROVING,   (),                None),
     (_P.PROVING,    E.NEXT_BOOT_SET):    (_P.PROVING,   (),                None),
@@ -142,6 +151,7 @@ DEPLOYMENT: Final[Table] = {
     (_P.PROVING,    E.SOAKED):           (_P.SUCCEEDED, (),                _H.PROVEN),
     (_P.PROVING,    E.EVIDENCE_REFUSED): (_P.FAILED,    (),                None),
     (_P.PROVING,    E.TIMED_OUT):        (_P.FAILED,    (),                None),
+    (_P.PROVING,    E.REVOKED):          (_P.FAILED,    (),                None),
 }  # fmt: skip
 
 INSPECTION: Final[Table] = {
@@ -149,7 +159,22 @@ INSPECTION: Final[Table] = {
     (_P.NETBOOTING, E.AGENT_SEEN): (_P.SUCCEEDED, (_DISK,), _H.INSPECTED),
 }
 
-TABLES: Final[Mapping[Kind, Table]] = {Kind.DEPLOYMENT: DEPLOYMENT, Kind.INSPECTION: INSPECTION}
+# The disk is read and compared, and never written: it can be cancelled at any time.
+VERIFICATION: Final[Table] = {
+    **_NETBOOT,
+    (_P.NETBOOTING, E.AGENT_SEEN):   (_P.VERIFYING, (),                _H.INSPECTED),
+    (_P.VERIFYING,  E.REPORTED):     (_P.VERIFYING, (),                None),
+    (_P.VERIFYING,  E.COMPARED):     (_P.SUCCEEDED, (_DISK,),          None),
+    (_P.VERIFYING,  E.AGENT_FAILED): (_P.FAILED,    (ReturnToDisk(),), None),
+    (_P.VERIFYING,  E.TIMED_OUT):    (_P.FAILED,    (ReturnToDisk(),), None),
+    (_P.VERIFYING,  E.CANCEL):       (_P.CANCELLED, (ReturnToDisk(),), None),
+}  # fmt: skip
+
+TABLES: Final[Mapping[Kind, Table]] = {
+    Kind.DEPLOYMENT: DEPLOYMENT,
+    Kind.INSPECTION: INSPECTION,
+    Kind.VERIFICATION: VERIFICATION,
+}
 
 # The boot-override ladder: one-time network boot; the same with the 60-second flag timer
 # held off; persistent network boot. Each rung gets the whole NETBOOTING limit.

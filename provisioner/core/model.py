@@ -59,8 +59,15 @@ class LocalBoot(StrEnum):
 
 
 class Firmware(StrEnum):
+    """SECURE_BOOT is UEFI that starts only what is signed."""
+
     BIOS = "bios"
     UEFI = "uefi"
+    SECURE_BOOT = "secure-boot"
+
+    @property
+    def is_uefi(self) -> bool:
+        return self is not Firmware.BIOS
 
 
 class HostState(StrEnum):
@@ -76,6 +83,7 @@ class HostState(StrEnum):
 class Kind(StrEnum):
     DEPLOYMENT = "deployment"
     INSPECTION = "inspection"
+    VERIFICATION = "verification"  # compares the disk with a release, and writes nothing
 
 
 class Phase(StrEnum):
@@ -207,8 +215,9 @@ class Operation:
     `rung` counts the boot-override ladder from 0. `deadline_at` is when the present phase
     has lasted too long. `phase_seconds` holds the seconds that each finished phase took,
     `progress` the last report of the agent, `error` an error as JSON (see errors.py),
-    `evidence` what proved the outcome, `pins` the digests of everything that was fixed
-    when the operation was requested: ramdisk, profile.
+    `evidence` what proved the outcome, `pins` what was fixed when the operation was
+    requested: the digests of ramdisk and profile, the release's name, and the channel that
+    it was found by, if any.
     """
 
     id: OperationId
@@ -262,7 +271,11 @@ class Profile:
 
 @dataclass(frozen=True)
 class ReleaseRow:
-    """What the database knows of a published release; the bytes are in the archive."""
+    """What the database knows of a published release; the bytes are in the archive.
+
+    A revoked release is never deployed again. A removed one was given up: its bytes are
+    gone, or about to be, and its row stays, so that no other content takes its version.
+    """
 
     digest: str
     image: str
@@ -273,10 +286,44 @@ class ReleaseRow:
     firmware: tuple[str, ...]
     release_id: str
     published_at: datetime
+    minimum_version: str | None = None
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    revoked_reason: str | None = None
+    removed_at: datetime | None = None
 
     @property
     def name(self) -> str:
         return f"{self.image}@{self.version}"
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A movable pointer to a release of one image. `release_name` is for people."""
+
+    image: str
+    name: str
+    digest: str
+    release_name: str
+    moved_at: datetime
+    moved_by: str
+
+    def __str__(self) -> str:
+        return f"{self.image}:{self.name}"
+
+
+@dataclass(frozen=True)
+class ReleaseTest:
+    """What came of booting a release in the lab, on each of `firmware`, with the checks of
+    `profile`. `detail` holds what was found."""
+
+    digest: str
+    at: datetime
+    profile: str
+    firmware: tuple[str, ...]
+    is_healthy: bool
+    detail: Json
+    tested_by: str
 
 
 @dataclass(frozen=True)

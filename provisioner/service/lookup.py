@@ -7,6 +7,7 @@ from typing import Final
 
 from provisioner.core.contracts import Tx
 from provisioner.core.model import Host, ReleaseRow
+from provisioner.core.releases import minimum_versions
 from provisioner.errors import NotFound, RequestError
 
 DIGEST_PREFIX_MIN: Final = 8
@@ -27,10 +28,13 @@ def host_named(tx: Tx, name: str) -> Host:
 
 
 def find_release(tx: Tx, reference: str) -> ReleaseRow:
-    """Return the release named `image@version`, or by its digest or the start of it.
+    """Return the release named `image@version`, `image:channel`, or by its digest or the
+    start of it; also one that was revoked or removed.
 
     Raises RequestError for a start that is too short or fits several, NotFound otherwise.
     """
+    if (channel := channel_in(reference)) is not None:
+        return _by_channel(tx, reference.partition(":")[0], channel)
     if "@" in reference:
         image, version = reference.split("@", 1)
         row = tx.release_named(image, version)
@@ -41,10 +45,34 @@ def find_release(tx: Tx, reference: str) -> ReleaseRow:
     known = [row.name for row in tx.releases()]
     raise NotFound(
         f"there is no release {reference}",
-        expected="image@version or a digest",
+        expected="image@version, image:channel or a digest",
         found=reference,
         hint=_suggest(reference, known),
     )
+
+
+def version_floor(tx: Tx, image: str) -> str | None:
+    """Return the version below which nothing of this image is deployed; None without one."""
+    return minimum_versions(tx.releases(image)).get(image)
+
+
+def channel_in(reference: str) -> str | None:
+    """Return the channel that a reference such as `web:stable` goes by, if it does."""
+    return reference.partition(":")[2] if ":" in reference else None
+
+
+def _by_channel(tx: Tx, image: str, name: str) -> ReleaseRow:
+    channel = tx.channel(image, name)
+    row = tx.release(channel.digest) if channel is not None else None
+    if row is None:
+        known = [str(one) for one in tx.channels()]
+        raise NotFound(
+            f"image {image} has no channel {name}",
+            expected="a channel that a release was promoted to",
+            found=f"{image}:{name}",
+            hint=_suggest(f"{image}:{name}", known),
+        )
+    return row
 
 
 def _by_digest(rows: Sequence[ReleaseRow], prefix: str) -> ReleaseRow:

@@ -1,12 +1,12 @@
-"""Requests for operations: deployments, inspections, cancelling. Decides nothing about
-what follows; that is `lifecycle`."""
+"""Requests for operations: deployments, inspections, verifications, cancelling. Decides
+nothing about what follows; that is `lifecycle`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final
 
-from provisioner.core.contracts import Clock, Store, Tx
+from provisioner.core.contracts import Archive, Clock, Store, Tx
 from provisioner.core.lifecycle import E
+from provisioner.core.manifest import Manifest
 from provisioner.core.model import (
     FINAL,
     Event,
@@ -16,22 +16,28 @@ from provisioner.core.model import (
     Operation,
     OperationId,
     Phase,
-    Profile,
+    ReleaseRow,
 )
-from provisioner.core.profile import health_of
-from provisioner.errors import Conflict, NotFound, RequestError
+from provisioner.core.releases import check_present, check_standing
+from provisioner.core.trust import check_version_floor
+from provisioner.errors import Conflict, NotFound
 
 from .chance import new_operation_id
-from .lookup import find_release, host_named
+from .lookup import channel_in, find_release, host_named, version_floor
+from .requests import (
+    check_can_be_proven,
+    check_may_deploy,
+    check_may_disturb,
+    check_options,
+    check_selection,
+    profile_of,
+)
 from .seeds import check_renders_for
 from .transitions import Transitions
 
-HOSTS_PER_REQUEST_MAX: Final = 1000
-_OPTIONS: Final = {"soft_shutdown": bool}
-
 
 class Operations:
-    """Queues operations and shows them."""
+    """Queues operations and shows them. `archive` says whether a release can be trusted."""
 
     def __init__(
         self,
@@ -39,42 +45,78 @@ class Operations:
         transitions: Transitions,
         clock: Clock,
         newest_ramdisk: Callable[[], str],
+        archive: Archive,
     ) -> None:
         self._store = store
         self._transitions = transitions
         self._clock = clock
         self._newest_ramdisk = newest_ramdisk
+        self._archive = archive
 
     def request_deployment(
         self, hosts: Sequence[str], release: str, *, options: Json, actor: str
     ) -> list[Operation]:
         """Queue one deployment for each named host, all in one transaction or none.
 
-        Raises RequestError for an empty or doubled selection, NotFound for unknown names,
-        and Conflict for a host that is busy, protected or otherwise not to be rebuilt.
+        A release named by a channel must have what that channel asks for. Raises
+        RequestError for an empty or doubled selection, NotFound for unknown names, Conflict
+        for a host that is busy, protected or otherwise not to be rebuilt, and TrustError for
+        a release that was revoked or changed, or that nobody may deploy now.
         """
-        _check_selection(hosts)
-        _check_options(options)
+        check_selection(hosts)
+        check_options(options)
         ramdisk = self._newest_ramdisk()
+        with self._store.read() as tx:
+            row, channel = find_release(tx, release), channel_in(release)
+        check_standing(row)
+        manifest = self._trusted(row.digest, channel)
         with self._store.begin() as tx:
-            row = find_release(tx, release)
+            row = _held(tx, manifest)
+            check_standing(row)
             made = []
             for name in hosts:
                 host = host_named(tx, name)
-                self._check_may_deploy(tx, host, row.firmware, row.name)
-                profile = tx.profile(host.profile) if host.profile else None
-                if profile is None:
-                    raise Conflict(
-                        f"host {host.name} has no profile, so its disk and user data are unknown",
-                        host=host.name,
-                        expected="a saved profile",
-                        found=host.profile,
-                        hint=f"provisioner host change {host.name} --profile NAME",
-                    )
+                check_may_deploy(tx, host, row)
+                profile = profile_of(tx, host)
                 check_renders_for(host, profile)
-                self._check_can_be_proven(host, profile)
+                check_can_be_proven(host, profile, self._transitions.limits)
                 pins = {"ramdisk": ramdisk, "profile": profile.digest, "release_name": row.name}
+                if channel is not None:
+                    pins["channel"] = channel
                 operation = self._new(host, Kind.DEPLOYMENT, row.digest, pins, options, actor)
+                made.append(self._add(tx, host, operation, actor))
+            return made
+
+    def request_verification(
+        self, hosts: Sequence[str], release: str | None, *, actor: str
+    ) -> list[Operation]:
+        """Queue for each named host a comparison of its disk with a release, by default with
+        the one it runs; all in one transaction or none. Nothing will be written.
+
+        A revoked release may be compared with: where it still runs is worth knowing. Raises
+        what a deployment raises for a selection or a release, and Conflict for a host that
+        is busy, in maintenance, or not known to run a release when none is named.
+        """
+        check_selection(hosts)
+        ramdisk = self._newest_ramdisk()
+        with self._store.read() as tx:
+            wanted = {name: _to_compare(tx, host_named(tx, name), release) for name in hosts}
+        manifests = {digest: self._trusted(digest, None) for digest in set(wanted.values())}
+        with self._store.begin() as tx:
+            # In one order, as whoever removes releases locks them.
+            rows = {digest: _held(tx, manifests[digest]) for digest in sorted(manifests)}
+            made = []
+            for name, digest in wanted.items():
+                host = host_named(tx, name)
+                check_may_disturb(tx, host, "verified")
+                # The rule of its profile says which disk is meant.
+                profile = profile_of(tx, host)
+                pins = {
+                    "ramdisk": ramdisk,
+                    "profile": profile.digest,
+                    "release_name": rows[digest].name,
+                }
+                operation = self._new(host, Kind.VERIFICATION, digest, pins, {}, actor)
                 made.append(self._add(tx, host, operation, actor))
             return made
 
@@ -83,11 +125,7 @@ class Operations:
         ramdisk = self._newest_ramdisk()
         with self._store.begin() as tx:
             found = host_named(tx, host)
-            self._check_idle(tx, found)
-            if (reason := found.why_not_disturbed) is not None:
-                raise Conflict(
-                    f"host {found.name} is not inspected: {reason}", host=found.name, found=reason
-                )
+            check_may_disturb(tx, found, "inspected")
             operation = self._new(found, Kind.INSPECTION, None, {"ramdisk": ramdisk}, {}, actor)
             return self._add(tx, found, operation, actor)
 
@@ -121,57 +159,12 @@ class Operations:
             host_id = host_named(tx, host).id if host else None
             return tx.operations(host_id=host_id, phases=phases, limit=limit)
 
-    def _check_may_deploy(
-        self, tx: Tx, host: Host, firmware: tuple[str, ...], release: str
-    ) -> None:
-        if (reason := host.why_not_rebuilt) is not None:
-            raise Conflict(
-                f"host {host.name} is not rebuilt: {reason}",
-                host=host.name,
-                expected="a confirmed host without flags",
-                found=reason,
-                hint=f"provisioner host show {host.name}",
-            )
-        self._check_idle(tx, host)
-        if host.firmware is not None and firmware and host.firmware not in firmware:
-            raise Conflict(
-                f"release {release} does not boot on {host.firmware}",
-                host=host.name,
-                expected=list(firmware),
-                found=str(host.firmware),
-            )
+    def _trusted(self, digest: str, channel: str | None) -> Manifest:
+        """Return the manifest of a release that may be deployed, as far as trust goes.
 
-    def _check_can_be_proven(self, host: Host, profile: Profile) -> None:
-        """Raise Conflict for a soak that must fail, before the old system is gone."""
-        soak_s, limit = health_of(profile.document).soak_s, self._transitions.limits
-        limit_s = limit.phase[Phase.PROVING].total_seconds()
-        if soak_s >= limit_s:
-            raise Conflict(
-                f"profile {profile.name} soaks for {soak_s:g} s, and proving ends before that",
-                host=host.name,
-                expected=f"less than {limit_s:g} s",
-                found=soak_s,
-                hint="shorten its health.soak_s, or raise limits.proving_s",
-            )
-
-    def _check_idle(self, tx: Tx, host: Host) -> None:
-        if host.bmc is None:
-            raise Conflict(
-                f"host {host.name} has no BMC, so it cannot be started into the network",
-                host=host.name,
-                expected="a BMC address",
-                found=None,
-                hint=f"provisioner host change {host.name} --bmc ADDRESS",
-            )
-        busy = tx.open_operation(host.id)
-        if busy is not None:
-            raise Conflict(
-                f"host {host.name} is busy with {busy.id}",
-                host=host.name,
-                expected="no open operation",
-                found=f"{busy.kind} in {busy.phase}",
-                hint=f"wait for it (provisioner operation watch {busy.id}), or cancel it",
-            )
+        Not in the transaction that queues: reading what belongs to a release takes a while.
+        """
+        return self._archive.check(digest, channel=channel, now=self._clock())
 
     def _new(
         self,
@@ -218,38 +211,38 @@ class Operations:
         return operation
 
 
+def _held(tx: Tx, manifest: Manifest) -> ReleaseRow:
+    """Return the release that operations are about to refer to.
+
+    Held, so that nobody removes or revokes it before they do. Raises Conflict when it was
+    removed, and TrustError when it is below its image's minimum version.
+    """
+    row = tx.hold_release(manifest.digest)
+    check_present(row)
+    check_version_floor(manifest, version_floor(tx, row.image))
+    return row
+
+
+def _to_compare(tx: Tx, host: Host, reference: str | None) -> str:
+    """Return the digest of the release that a host's disk is compared with."""
+    if reference is None and host.release is None:
+        raise Conflict(
+            f"host {host.name} is not known to run a release",
+            host=host.name,
+            expected="a host that is active",
+            found=str(host.state),
+            hint="name the release to compare its disk with",
+        )
+    row = find_release(tx, reference or host.release or "")
+    check_present(row)
+    return row.digest
+
+
 def why_not_started(operation: Operation, host: Host) -> str | None:
     """Why a queued operation may not begin after all; None when it may."""
     if operation.kind is Kind.DEPLOYMENT:
         return host.why_not_rebuilt
     return host.why_not_disturbed
-
-
-def _check_selection(hosts: Sequence[str]) -> None:
-    if not hosts:
-        raise RequestError(
-            "no host was named, and an empty selection selects nothing",
-            expected="one or more host names",
-            found="none",
-        )
-    if len(hosts) > HOSTS_PER_REQUEST_MAX:
-        raise RequestError(
-            "too many hosts in one request", expected=HOSTS_PER_REQUEST_MAX, found=len(hosts)
-        )
-    doubled = sorted({name for name in hosts if hosts.count(name) > 1})
-    if doubled:
-        raise RequestError("a host was named twice", expected="each host once", found=doubled)
-
-
-def _check_options(options: Json) -> None:
-    for key, value in options.items():
-        kind = _OPTIONS.get(key)
-        if kind is None or not isinstance(value, kind):
-            raise RequestError(
-                f"option {key} is not known or of the wrong type",
-                expected={name: wanted.__name__ for name, wanted in _OPTIONS.items()},
-                found={key: value},
-            )
 
 
 def missing_ramdisk() -> NotFound:

@@ -16,7 +16,6 @@ from provisioner.core.lifecycle import RUNG_LAST, E, NotAllowed
 from provisioner.core.model import (
     BootDevice,
     Event,
-    Firmware,
     Host,
     Operation,
     Phase,
@@ -204,7 +203,7 @@ class Performer:
         bmc.set_next_boot(
             effect.device,
             persistent=effect.rung >= RUNG_LAST,
-            uefi=host.firmware is Firmware.UEFI,
+            uefi=host.firmware is not None and host.firmware.is_uefi,
             hold_timer=effect.rung == 1,
         )
 

@@ -78,9 +78,9 @@ class Transitions:
             self.issue_ticket(tx, step.operation)
         for effect in step.effects:
             self._enqueue(tx, step.operation, step.host, effect)
-        # An agent that reports its own failure may have to say so twice, with its token. Its
-        # ticket is consumed, and an operation that has ended permits nothing.
-        if step.operation.is_final and event is not E.AGENT_FAILED:
+        # An agent whose report ends its operation may have to say so twice, with its token.
+        # Its ticket is consumed, and an operation that has ended permits nothing.
+        if step.operation.is_final and event not in (E.AGENT_FAILED, E.COMPARED):
             tx.revoke_operation(operation_id, self._clock())
         return step
 

@@ -15,7 +15,7 @@ import structlog
 
 from provisioner.core.contracts import Clock, EffectWorker, Store
 from provisioner.core.lifecycle import E, NotAllowed, deadline_event
-from provisioner.core.model import FINAL, Host, Json, Operation, OperationId, Phase
+from provisioner.core.model import FINAL, Host, Json, Kind, Operation, OperationId, Phase
 from provisioner.core.profile import Health, health_of
 from provisioner.errors import ProvisionerError, Unavailable
 
@@ -252,6 +252,8 @@ _EXPECTED: Final[dict[Phase, tuple[str, str]]] = {
 def overdue_error(operation: Operation, host: Host, now: datetime) -> Json:
     """Return why an operation ends that ran out of time, as an error in JSON."""
     expected, hint = _EXPECTED[operation.phase]
+    if operation.kind is Kind.VERIFICATION and operation.phase is Phase.VERIFYING:
+        hint = "look at the host's console; its disk was only read"
     waited = int((now - operation.phase_at).total_seconds())
     found = f"nothing for {waited} s"
     if operation.phase is Phase.PROVING:

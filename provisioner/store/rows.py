@@ -8,6 +8,7 @@ from ..core.audit import AuditRow
 from ..core.contracts import AgentToken, ApiToken
 from ..core.model import (
     BmcAddress,
+    Channel,
     Event,
     Firmware,
     Host,
@@ -19,6 +20,7 @@ from ..core.model import (
     Phase,
     Profile,
     ReleaseRow,
+    ReleaseTest,
     Secret,
     Ticket,
 )
@@ -131,6 +133,19 @@ def release_row(release: ReleaseRow) -> dict[str, Any]:
 
 def release_of(row: Row) -> ReleaseRow:
     return ReleaseRow(**{**row, "firmware": tuple(row["firmware"])})
+
+
+def channel_of(row: Row) -> Channel:
+    return Channel(**row)
+
+
+def release_test_row(test: ReleaseTest) -> dict[str, Any]:
+    return {**asdict(test), "firmware": list(test.firmware)}
+
+
+def release_test_of(row: Row) -> ReleaseTest:
+    values = {name: row[name] for name in ReleaseTest.__dataclass_fields__}
+    return ReleaseTest(**{**values, "firmware": tuple(row["firmware"])})
 
 
 def profile_of(row: Row) -> Profile:

@@ -32,12 +32,12 @@ class Queries:
     def _is_sqlite(self) -> bool:
         return self._connection.dialect.name == "sqlite"
 
-    def _one(self, query: Select[Any], *, lock: bool = False) -> Row | None:
-        """Return the row, or None. `lock` keeps it from other writers until the end; SQLite
-        has one writer at a time in any case."""
-        if lock and self._writes and not self._is_sqlite:
+    def _one(self, query: Select[Any], *, lock: bool = False, hold: bool = False) -> Row | None:
+        """Return the row, or None. `lock` keeps it from other writers until the end, `hold`
+        only from those who lock it; SQLite has one writer at a time in any case."""
+        if (lock or hold) and self._writes and not self._is_sqlite:
             # NO KEY UPDATE: rows that refer to this one may still be added.
-            query = query.with_for_update(key_share=True)
+            query = query.with_for_update(key_share=not hold, read=hold)
         row = self._connection.execute(query).one_or_none()
         return row._asdict() if row is not None else None
 

@@ -45,6 +45,7 @@ class OperationQueries(Queries):
         *,
         host_id: HostId | None = None,
         phases: Iterable[Phase] | None = None,
+        release: str | None = None,
         overdue_at: datetime | None = None,
         newest_first: bool = True,
         limit: int = 100,
@@ -55,6 +56,8 @@ class OperationQueries(Queries):
             query = query.where(table.host_id == host_id)
         if phases is not None:
             query = query.where(table.phase.in_([phase.value for phase in phases]))
+        if release is not None:
+            query = query.where(table.release == release)
         if overdue_at is not None:
             query = query.where(table.deadline_at <= overdue_at)
         order = (table.requested_at, table.id)

@@ -12,17 +12,25 @@ from ..core.contracts import Tx
 from ..errors import Unavailable
 from .engine import for_reading
 from .rows import Sealing
-from .sql_catalogue import CatalogueQueries
 from .sql_hosts import HostQueries
 from .sql_operations import OperationQueries
 from .sql_permissions import PermissionQueries
+from .sql_profiles import ProfileQueries
 from .sql_records import EffectQueue, RecordQueries
+from .sql_releases import ReleaseQueries
 
 # PostgreSQL: the transaction lost a race or a deadlock, and would succeed when tried again.
 _LOST_RACES: Final = ("40001", "40P01", "55P03")
 
 
-class SqlTx(HostQueries, OperationQueries, PermissionQueries, CatalogueQueries, RecordQueries):
+class SqlTx(
+    HostQueries,
+    OperationQueries,
+    PermissionQueries,
+    ReleaseQueries,
+    ProfileQueries,
+    RecordQueries,
+):
     """One transaction: see `core.contracts.Tx`."""
 
 

@@ -234,8 +234,38 @@ releases: Final = Table(
     Column("firmware", JsonText, nullable=False),
     Column("release_id", String, nullable=False),
     Column("published_at", Moment, nullable=False),
+    Column("minimum_version", String),
+    Column("expires_at", Moment),
+    Column("revoked_at", Moment),
+    Column("revoked_reason", String),
+    Column("removed_at", Moment),
     # The same version cannot be published twice.
     Index("ux_releases_image_version", "image", "version", unique=True),
+)
+
+channels: Final = Table(
+    "channels",
+    metadata,
+    Column("image", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    # Rows of releases stay for ever, also when a release was removed.
+    Column("digest", String, ForeignKey("releases.digest"), nullable=False),
+    Column("moved_at", Moment, nullable=False),
+    Column("moved_by", String, nullable=False),
+)
+
+release_tests: Final = Table(
+    "release_tests",
+    metadata,
+    Column("number", _Number, primary_key=True, autoincrement=True),
+    Column("digest", String, ForeignKey("releases.digest"), nullable=False),
+    Column("at", Moment, nullable=False),
+    Column("profile", String, nullable=False),
+    Column("firmware", JsonText, nullable=False),
+    Column("is_healthy", Boolean, nullable=False),
+    Column("detail", JsonText, nullable=False),
+    Column("tested_by", String, nullable=False),
+    Index("ix_release_tests_of_release", "digest", "number"),
 )
 
 profile_revisions: Final = Table(

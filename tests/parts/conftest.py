@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from provisioner.imaging.archive import Archive
 from provisioner.store.engine import open_engine
@@ -16,13 +15,14 @@ from tests.parts.postgres import Postgres, running_postgres
 from tests.parts.service_site import (
     ACTOR,
     RAMDISK,
+    STORED_BYTES,
     Agent,
     Site,
     profile_document,
     running_site,
 )
 from tests.parts.stores import opened_at
-from tests.parts.test_imaging_archive import FACTS, make_disk
+from tests.parts.test_imaging_archive import FACTS, an_archive, make_disk, publish
 
 
 @pytest.fixture(scope="session")
@@ -80,12 +80,12 @@ def store(migrated_url: str) -> Iterator[SqlStore]:
 def archive_of_two(tmp_path_factory: pytest.TempPathFactory) -> Archive:
     """A real archive with two signed releases, tiny@1 for any host and tiny@2 for BIOS only.
     Only to be read."""
-    folder, signer = tmp_path_factory.mktemp("archive"), Ed25519PrivateKey.generate()
-    archive = Archive(folder / "archive", signer.public_key(), space_reserve_bytes=0)
+    folder = tmp_path_factory.mktemp("archive")
+    archive = an_archive(folder / "archive")
     for version, firmware in (("1", ("bios", "uefi")), ("2", ("bios",))):
         disk = make_disk(folder / f"{version}.raw", version.encode())
         facts = replace(FACTS, version=version, release_id=version * 32, firmware=firmware)
-        archive.publish(disk, facts, signer)
+        publish(archive, disk, facts)
     return archive
 
 
@@ -118,7 +118,7 @@ def site(
         f"sqlite:///{path}", archive_of_two, ramdisk_folder, discovery=discovery
     ) as site:
         for manifest in archive_of_two.releases():
-            site.releases.register(manifest, actor=ACTOR)
+            site.releases.register(manifest, STORED_BYTES, actor=ACTOR)
         site.profiles.save("web", profile_document(), actor=ACTOR)
         yield site
 

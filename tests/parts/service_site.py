@@ -43,6 +43,10 @@ BOOT_URL: Final = "http://10.77.0.1:8081"
 # Texts that may be in no log, no audit row and no timeline.
 BMC_PASSWORD: Final = "canary-bmc-password"
 PROFILE_SECRET: Final = "canary-profile-secret"
+STORED_BYTES: Final = 4321  # what the chunks of every release here are said to take
+# Where chunks are fetched as well.
+MIRROR: Final = "http://10.77.1.1:8081"
+TESTED_CHANNEL: Final = "stable"
 SOFT_SHUTDOWN: Final = timedelta(seconds=90)
 TICKET_LIFETIME: Final = timedelta(hours=1)
 
@@ -88,6 +92,7 @@ class Site:
     outbox: Outbox
     pool: FakeBmcPool
     store: SqlStore
+    archive: Archive
     hosts: Hosts
     operations: Operations
     profiles: Profiles
@@ -199,6 +204,15 @@ class Agent:
         body = {"code": code, "message": "the disk did not take it", "expected": 1, "found": 0}
         return self.site.agents.failed(self.token, self._with(body))
 
+    def compared(self, differing_chunks: int = 0) -> Json:
+        body = {
+            "compared_chunks": 9,
+            "differing_chunks": differing_chunks,
+            "differing_bytes": differing_chunks * 65536,
+            "seconds": {"comparing": 0.5},
+        }
+        return self.site.agents.compared(self.token, self._with(body))
+
     def done(self) -> Json:
         body = {"release": self.release, "written_bytes": 5, "fetched_bytes": 3, "seconds": {}}
         return self.site.agents.done(self.token, self._with(body))
@@ -306,6 +320,7 @@ def running_site(
         clock,
         derived,
         boot_url=BOOT_URL,
+        mirrors=(MIRROR,),
         vendor_data=lambda nonce: f"#cloud-config\n# {nonce}\n",
     )
     site = Site(
@@ -313,10 +328,11 @@ def running_site(
         outbox=outbox,
         pool=pool,
         store=store,
+        archive=archive,
         hosts=Hosts(store, pool, clock),
-        operations=Operations(store, transitions, clock, shelf.newest),
+        operations=Operations(store, transitions, clock, shelf.newest, archive),
         profiles=Profiles(store, clock),
-        releases=Releases(store, archive, clock),
+        releases=Releases(store, archive, clock, transitions, tested_channels=[TESTED_CHANNEL]),
         boot=BootService(
             store,
             transitions,

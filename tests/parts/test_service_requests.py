@@ -9,7 +9,7 @@ import pytest
 from provisioner.core.model import Firmware, Phase, Secret
 from provisioner.errors import Conflict, NotFound, ProvisionerError, RequestError
 from provisioner.service.hosts import HostSpec
-from provisioner.service.operations import HOSTS_PER_REQUEST_MAX
+from provisioner.service.requests import HOSTS_PER_REQUEST_MAX
 from provisioner.service.tokens import NotAuthenticated
 from tests.parts.service_site import ACTOR, Site, mac, profile_document
 

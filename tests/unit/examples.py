@@ -79,7 +79,7 @@ def operation_in(phase: Phase, kind: Kind = Kind.DEPLOYMENT, **changes: Any) -> 
     entered = replace(
         OPERATION,
         kind=kind,
-        release=RELEASE if kind is Kind.DEPLOYMENT else None,
+        release=None if kind is Kind.INSPECTION else RELEASE,
         phase=phase,
         deadline_at=LIMITS.deadline(phase, NOW, NOW),
         ended_at=NOW if phase in (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED) else None,

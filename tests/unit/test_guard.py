@@ -29,9 +29,17 @@ class Case:
     host: Host
     chosen: Disk
     now: datetime
+    is_revoked: bool = False
 
     def judge(self, authorise: Callable[..., None] = authorise_write) -> None:
-        authorise(self.request, self.operation, self.host, self.chosen, now=self.now)
+        authorise(
+            self.request,
+            self.operation,
+            self.host,
+            self.chosen,
+            now=self.now,
+            release_is_revoked=self.is_revoked,
+        )
 
 
 GOOD = Case(
@@ -60,7 +68,10 @@ def in_operation(**changes: object) -> Case:
 
 # Each check by its words, with every way to fail it and no other check.
 REFUSED: Mapping[str, Mapping[str, Case]] = {
-    "the operation is not a deployment": {"inspection": in_operation(kind=Kind.INSPECTION)},
+    "the operation is not a deployment": {
+        "inspection": in_operation(kind=Kind.INSPECTION),
+        "verification": in_operation(kind=Kind.VERIFICATION),
+    },
     "the operation is in no phase that writes": {
         "queued": in_operation(phase=Phase.QUEUED),
         "netbooting": in_operation(phase=Phase.NETBOOTING),
@@ -86,6 +97,7 @@ REFUSED: Mapping[str, Mapping[str, Case]] = {
         "another": asking(release="00" * 32),
         "none": asking(release=""),
     },
+    "the release was revoked": {"revoked in between": replace(GOOD, is_revoked=True)},
     "the host is not in a state to be written": {
         "enrolled": on_host(state=HostState.ENROLLED),
     },
@@ -125,7 +137,9 @@ def test_a_check_refuses_and_says_what_was_expected(why: str, name: str, case: C
 
 def all_refusals(case: Case) -> list[tuple[object, object, str]]:
     return list(
-        guard._refusals(case.request, case.operation, case.host, case.chosen, case.now),
+        guard._refusals(
+            case.request, case.operation, case.host, case.chosen, case.now, case.is_revoked
+        ),
     )
 
 

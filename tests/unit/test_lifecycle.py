@@ -169,9 +169,14 @@ def test_every_phase_of_an_operation_can_end(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", Kind)
-def test_a_deployment_can_be_in_every_phase_and_an_inspection_in_few(kind: Kind) -> None:
+def test_a_deployment_can_be_in_every_phase_and_the_others_in_few(kind: Kind) -> None:
     inspection = {Phase.QUEUED, Phase.NETBOOTING, *FINAL}
-    assert phases_of(kind) == (set(Phase) if kind is Kind.DEPLOYMENT else inspection)
+    expected = {
+        Kind.DEPLOYMENT: set(Phase),
+        Kind.INSPECTION: inspection,
+        Kind.VERIFICATION: inspection | {Phase.VERIFYING},
+    }
+    assert phases_of(kind) == expected[kind]
 
 
 def forward_paths(kind: Kind, start: Phase = Phase.QUEUED) -> Iterator[tuple[E, ...]]:
@@ -277,7 +282,7 @@ def test_an_operator_can_cancel_until_the_first_write_and_never_after(
     kind: Kind, phase: Phase
 ) -> None:
     operation = operation_in(phase, kind)
-    if phase in BEFORE_THE_WRITE:
+    if phase in BEFORE_THE_WRITE or kind is Kind.VERIFICATION:
         assert step(operation, E.CANCEL).operation.phase is Phase.CANCELLED
         return
     with pytest.raises(NotAllowed) as caught:
@@ -347,6 +352,31 @@ def test_an_inspection_never_touches_the_disk_and_leaves_an_active_host_active()
     after = step(operation_in(Phase.NETBOOTING, Kind.INSPECTION), E.AGENT_SEEN, host)
     assert after.host == host
     assert after.operation.phase is Phase.SUCCEEDED
+
+
+def test_a_verification_never_touches_the_disk_and_leaves_an_active_host_active() -> None:
+    assert {row[2] for row in TABLES[Kind.VERIFICATION].values()} <= {None, HostEvent.INSPECTED}
+    host = replace(HOST, state=HostState.ACTIVE, release="old", last_good="old")
+    seen = step(operation_in(Phase.NETBOOTING, Kind.VERIFICATION), E.AGENT_SEEN, host)
+    done = step(seen.operation, E.COMPARED, seen.host, evidence={"differing_chunks": 0})
+    assert done.host == host
+    assert done.operation.phase is Phase.SUCCEEDED
+    assert done.effects == (SetNextBoot(BootDevice.DISK),)
+
+
+@pytest.mark.parametrize("phase", OPEN)
+def test_a_revoked_release_ends_its_deployment_in_every_phase(phase: Phase) -> None:
+    """Also where nothing can be cancelled any more; the host stays what it is."""
+    error = {"code": "release_revoked"}
+    after = step(operation_in(phase), E.REVOKED, error=error)
+    assert after.operation.phase is Phase.FAILED
+    assert after.operation.error == error
+    assert after.host == HOST
+
+
+@pytest.mark.parametrize("kind", [Kind.INSPECTION, Kind.VERIFICATION])
+def test_what_deploys_nothing_is_not_ended_by_a_revocation(kind: Kind) -> None:
+    assert not [key for key in TABLES[kind] if key[1] is E.REVOKED]
 
 
 @pytest.mark.parametrize("kind", Kind)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from provisioner.core.manifest import MANIFEST_BYTES_MAX, Manifest, Partition, is_digest
+from provisioner.core.manifest import MANIFEST_BYTES_MAX, BootFile, Manifest, Partition, is_digest
 from provisioner.errors import RequestError, TrustError
 
 MIB = 1024 * 1024
@@ -26,7 +26,6 @@ def manifest(**changes: Any) -> Manifest:
         size_bytes=2 * MIB + 512,
         chunk_bytes=MIB,
         chunks=("a" * 64, None, "b" * 64),
-        stored_bytes=1234,
         firmware=("bios", "uefi"),
         release_id="0" * 32,
         root_digest="c" * 64,
@@ -35,6 +34,10 @@ def manifest(**changes: Any) -> Manifest:
         recipe_digest="d" * 64,
         builder="provisioner 0.1.0",
         built_at="2026-11-23T12:00:00Z",
+        kernel=BootFile("/boot/vmlinuz-6.1.0-31-amd64", "e" * 64, 8 * MIB),
+        initrd=BootFile("/boot/initrd.img-6.1.0-31-amd64", "f" * 64, 40 * MIB),
+        kernel_arguments=("root=UUID=0", "ro"),
+        attachments={"files.json": "1" * 64, "spdx.json": "2" * 64},
     )
     return replace(base, **changes)
 
@@ -60,7 +63,7 @@ def test_canonical_bytes_are_exactly_these() -> None:
     """Other programs compute the digest, too: a change here is a change of format."""
     data = manifest().to_bytes()
     assert data == canonical(json.loads(data))
-    assert data.startswith(b'{"architecture":"amd64","builder":"provisioner 0.1.0","built_at":')
+    assert data.startswith(b'{"architecture":"amd64","attachments":{"files.json":"1111')
     assert b'"packages":{"adduser":"3.134","bash":"5.2.15-2+b8"}' in data
     assert b"\n" not in data
 
@@ -75,6 +78,11 @@ def test_chunk_lengths_and_used_bytes() -> None:
         one.chunk_length(3)
     with pytest.raises(IndexError):
         one.chunk_length(-1)
+
+
+def test_a_release_without_a_known_kernel_is_one() -> None:
+    one = manifest(kernel=None, initrd=None, kernel_arguments=(), attachments={})
+    assert Manifest.parse(one.to_bytes()) == one
 
 
 def test_packages_cannot_be_changed_after_construction() -> None:
@@ -107,7 +115,6 @@ def test_packages_cannot_be_changed_after_construction() -> None:
         ("chunks", ["a" * 64, None, "b" * 63]),
         ("chunks", ["a" * 64, None, "B" * 64]),
         ("chunks", ["a" * 64, 0, "b" * 64]),
-        ("stored_bytes", -1),
         ("firmware", []),
         ("firmware", ["bios", "bios"]),
         ("firmware", ["coreboot"]),
@@ -126,7 +133,20 @@ def test_packages_cannot_be_changed_after_construction() -> None:
         ("partitions", {}),
         ("partitions", [1]),
         ("partitions", [{"number": 1}]),
-        ("format", 2),
+        ("kernel", {}),
+        ("kernel", "/boot/vmlinuz"),
+        ("kernel", {"path": "boot", "sha256": "e" * 64, "size_bytes": 1}),
+        ("kernel", {"path": "/boot/k", "sha256": "e", "size_bytes": 1}),
+        ("initrd", {"path": "/boot/i", "sha256": "e" * 64, "size_bytes": 0}),
+        ("initrd", {"path": "/boot/i", "sha256": "e" * 64, "size_bytes": 1, "mode": 0}),
+        ("kernel_arguments", "ro"),
+        ("kernel_arguments", ["ro quiet"]),
+        ("kernel_arguments", ["ro"] * 257),
+        ("attachments", []),
+        ("attachments", {"../files.json": "1" * 64}),
+        ("attachments", {"files.json": "1"}),
+        ("format", 1),
+        ("format", 3),
         ("format", True),
         ("format", None),
     ],

@@ -1,0 +1,51 @@
+"""Profiles in SQL: every revision is kept, one of them is the newest of its name."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Select, select
+
+from ..core.model import Profile
+from .rows import profile_of
+from .sql import Queries
+from .tables import profile_revisions, profiles
+
+
+class ProfileQueries(Queries):
+    def save_profile(self, profile: Profile) -> None:
+        """Save a revision and make it the newest of its name, also when it was before."""
+        row = {
+            "name": profile.name,
+            "digest": profile.digest,
+            "document": profile.document,
+            "created_at": profile.created_at,
+        }
+        self._put(profile_revisions, row, keep=True)
+        newest = {"name": profile.name, "digest": profile.digest, "is_hidden": False}
+        self._put(profiles, newest)
+
+    def profile(self, name: str) -> Profile | None:
+        return self._profile(_newest().where(profiles.c.name == name))
+
+    def profile_revision(self, digest: str) -> Profile | None:
+        """Return a revision by its digest, hidden or not: operations have it pinned."""
+        revision = select(profile_revisions).where(profile_revisions.c.digest == digest)
+        return self._profile(revision.order_by(profile_revisions.c.name).limit(1))
+
+    def profiles(self) -> Sequence[Profile]:
+        return [profile_of(row) for row in self._all(_newest().order_by(profiles.c.name))]
+
+    def delete_profile(self, name: str) -> bool:
+        shown = profiles.update().where(profiles.c.name == name, profiles.c.is_hidden.is_(False))
+        return self._change(shown.values(is_hidden=True)) == 1
+
+    def _profile(self, query: Select[Any]) -> Profile | None:
+        row = self._one(query)
+        return profile_of(row) if row is not None else None
+
+
+def _newest() -> Select[Any]:
+    revision = profile_revisions.c
+    current = (revision.name == profiles.c.name) & (revision.digest == profiles.c.digest)
+    shown = profiles.c.is_hidden.is_(False)
+    return select(profile_revisions).join(profiles, current).where(shown)

@@ -51,16 +51,25 @@ load_drivers() {
     [ -d /sys/module/usb_storage ] && sleep 2
 }
 
-# provisioner.net=mac,address,netmask,gateway: what the firmware already got by DHCP.
+ask_dhcp() {
+    udhcpc -i "$1" -n -q -t "$DHCP_TRIES_MAX" -T 1 -s /etc/provisioner/udhcpc.sh > /dev/null 2>&1
+}
+
+# provisioner.net=mac,address,netmask,gateway: what the firmware already got by DHCP. GRUB
+# knows the MAC only, and then that NIC asks for itself.
 network_from_firmware() {
     IFS=, read -r mac address netmask gateway <<- EOF
 	$1
 	EOF
-    [ -n "$mac" ] && [ -n "$address" ] && [ -n "$netmask" ] || return 1
+    [ -n "$mac" ] || return 1
     tries=0
     while [ "$tries" -lt "$NIC_TRIES_MAX" ]; do
         for nic in /sys/class/net/*; do
             [ "$(cat "$nic/address")" = "$mac" ] || continue
+            if [ -z "$address" ] || [ -z "$netmask" ]; then
+                ifconfig "${nic##*/}" up && ask_dhcp "${nic##*/}"
+                return
+            fi
             ifconfig "${nic##*/}" "$address" netmask "$netmask" up || return 1
             [ -z "$gateway" ] || route add default gw "$gateway"
             return 0
@@ -77,8 +86,7 @@ network_from_dhcp() {
     done
     for nic in /sys/class/net/*; do
         [ "${nic##*/}" = lo ] && continue
-        udhcpc -i "${nic##*/}" -n -q -t "$DHCP_TRIES_MAX" -T 1 -s /etc/provisioner/udhcpc.sh \
-            > /dev/null 2>&1 && return 0
+        ask_dhcp "${nic##*/}" && return 0
     done
     return 1
 }

@@ -13,6 +13,11 @@ from provisioner.errors import RequestError
 # Block devices that are no disks: loops, memory, device mapper, arrays, optical, floppy.
 _NOT_DISKS: Final = re.compile(r"(loop|ram|zram|dm-|md|sr|fd|nbd|mtdblock|mmcblk\d+boot)\d*.*")
 _PCI_ADDRESS: Final = re.compile(r"/([0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])(?=/)")
+# What the kernel's EFI stub found before anything else ran. The variable itself would need
+# the module efivarfs. Source: linux, Documentation/x86/zero-page.rst (1EC secure_boot) and
+# include/linux/efi.h (efi_secureboot_mode_enabled).
+_SECURE_BOOT_PLACE: Final = 0x1EC
+_SECURE_BOOT_ENABLED: Final = b"\x03"
 SECTOR_BYTES: Final = 512
 TEXT_MAX: Final = 256
 # "Not specified" and the like, as board makers leave it.
@@ -42,8 +47,12 @@ def inventory(root: str = "/", *, bmc_address: str | None = None) -> dict[str, A
 
 
 def firmware(root: str = "/") -> str:
-    """Return "uefi" or "bios"."""
-    return "uefi" if os.path.isdir(os.path.join(root, "sys/firmware/efi")) else "bios"
+    """Return "bios", "uefi", or "secure-boot" where the firmware starts only what is signed."""
+    if not os.path.isdir(os.path.join(root, "sys/firmware/efi")):
+        return "bios"
+    told = _read(os.path.join(root, "sys/kernel/boot_params/data"))
+    is_secure = told[_SECURE_BOOT_PLACE : _SECURE_BOOT_PLACE + 1] == _SECURE_BOOT_ENABLED
+    return "secure-boot" if is_secure else "uefi"
 
 
 def disks(root: str = "/") -> list[Disk]:

@@ -104,7 +104,7 @@ def _lab_programs() -> Iterator[Finding]:
 
 
 def _boot_files(settings: "Settings") -> Iterator[Finding]:
-    from provisioner.netboot.bootfiles import boot_files
+    from provisioner.netboot.bootfiles import SIGNED_HINT, boot_files, missing_signed_files
 
     del settings
     try:
@@ -113,6 +113,9 @@ def _boot_files(settings: "Settings") -> Iterator[Finding]:
         yield Finding(FAIL, "boot loaders", error.message, error.hint or "")
     else:
         yield Finding(OK, "boot loaders", ", ".join(sorted(files)))
+    if missing := missing_signed_files():
+        found = f"not netbooted, for want of {' and '.join(map(str, missing))}"
+        yield Finding(WARN, "hosts with Secure Boot on", found, SIGNED_HINT)
 
 
 def _dhcp(settings: "Settings") -> Iterator[Finding]:

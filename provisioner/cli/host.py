@@ -20,6 +20,7 @@ WIDE = ["id", "macs", "bmc.address", "local_boot", "serial", "generation", "crea
 EVENT_COLUMNS = ["at", "source", "text"]
 HIDDEN = ["inventory"]
 _LOCAL_BOOT = click.Choice(("auto", "exit", "sanboot", "404"))
+_FIRMWARE = click.Choice(("bios", "uefi", "secure-boot"))
 _BMC_PASSWORD = "File with the BMC's password; - is standard input. Default: a prompt."
 
 
@@ -35,7 +36,11 @@ def host() -> None:
 @click.option("--bmc-user", metavar="USER", help="Whom the BMC knows.")
 @click.option("--bmc-password-file", metavar="FILE", help=_BMC_PASSWORD)
 @click.option("--profile", help="Profile that deployments of it use.")
-@click.option("--firmware", type=click.Choice(("bios", "uefi")), help="Learnt when left out.")
+@click.option(
+    "--firmware",
+    type=_FIRMWARE,
+    help="Learnt when left out, but secure-boot has to be named: it netboots another way.",
+)
 @click.option(
     "--local-boot",
     type=_LOCAL_BOOT,
@@ -120,6 +125,7 @@ def show_(client: "Client", name: str, output: str) -> None:
 @host.command("change")
 @click.argument("name")
 @click.option("--profile", help="Profile that deployments of it use.")
+@click.option("--firmware", type=_FIRMWARE, help="As its setup says now.")
 @click.option("--local-boot", type=_LOCAL_BOOT, help="How it is told to boot its disk.")
 @click.option("--bmc", metavar="ADDRESS[:PORT]", help="Where its BMC answers IPMI.")
 @click.option("--bmc-user", metavar="USER", help="Whom the BMC knows.")
@@ -131,6 +137,7 @@ def change(
     client: "Client",
     name: str,
     profile: str | None,
+    firmware: str | None,
     local_boot: str | None,
     bmc: str | None,
     bmc_user: str | None,
@@ -141,6 +148,7 @@ def change(
     """Change what is given; the rest stays."""
     changes = {
         "profile": profile,
+        "firmware": firmware,
         "local_boot": local_boot,
         "bmc": bmc_of(bmc, bmc_user, bmc_password_file, name),
         "labels": _labels(labels) or None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from types import MappingProxyType
@@ -306,6 +306,15 @@ def _check(manifest: Manifest) -> None:
     _check_packages(manifest.packages)
     _check_boot_files(manifest)
     _check_attachments(manifest.attachments)
+
+
+def boots_on(firmware: Iterable[str], host: str) -> bool:
+    """Say whether a release for these firmwares starts on a host with that one.
+
+    What is signed for Secure Boot starts with it off, too; other UEFI releases need it off.
+    """
+    names = set(firmware)
+    return host in names or (host == "uefi" and "secure-boot" in names)
 
 
 def _check_firmware(firmware: tuple[object, ...]) -> None:

@@ -10,6 +10,7 @@ from provisioner.core.bootplan import (
     BootRequest,
     Inspect,
     KnownHost,
+    Loader,
     LocalDisk,
     Ramdisk,
     TicketOffer,
@@ -195,16 +196,15 @@ class BootService:
         )
 
     def _record(self, request: BootRequest, host: Host | None, plan: BootPlan, source: str) -> None:
-        text = (
-            f"boot script: {plan.method}, {plan.reason}"
-            if isinstance(plan, LocalDisk)
-            else "boot script: deploy ramdisk"
+        answer = (
+            f"{plan.method}, {plan.reason}" if isinstance(plan, LocalDisk) else "deploy ramdisk"
         )
+        asked_for = "boot script" if request.loader is Loader.IPXE else "grub.cfg"
         self._keep(
             Event(
                 at=self._clock(),
                 source="http",
-                text=text,
+                text=f"{asked_for}: {answer}",
                 host_id=host.id if host else None,
                 mac=request.mac,
                 detail={"address": source},

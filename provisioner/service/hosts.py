@@ -157,6 +157,7 @@ class Hosts:
         name: str,
         *,
         profile: str | None = None,
+        firmware: Firmware | None = None,
         local_boot: LocalBoot | None = None,
         bmc: BmcAddress | None = None,
         labels: Mapping[str, str] | None = None,
@@ -169,6 +170,7 @@ class Hosts:
             after = replace(
                 before,
                 profile=profile if profile is not None else before.profile,
+                firmware=firmware if firmware is not None else before.firmware,
                 local_boot=local_boot if local_boot is not None else before.local_boot,
                 bmc=bmc if bmc is not None else before.bmc,
                 labels=labels if labels is not None else before.labels,
@@ -298,6 +300,7 @@ def _facts(host: Host) -> Json:
         "quarantine_reason": host.quarantine_reason,
         "is_confirmed": host.is_confirmed,
         "profile": host.profile,
+        "firmware": host.firmware,
         "local_boot": host.local_boot,
         "bmc": f"{host.bmc.address}:{host.bmc.port}" if host.bmc else None,
         "labels": dict(host.labels),

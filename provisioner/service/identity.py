@@ -28,15 +28,27 @@ class TokenRefused(TrustError):
 def with_inventory(host: Host, inventory: Json) -> Host:
     """Return the host with its inventory and what was not known of it before."""
     uuid = str(inventory.get("uuid") or "").lower()
-    firmware, serial = inventory.get("firmware"), str(inventory.get("serial") or "")
+    serial = str(inventory.get("serial") or "")
     return replace(
         host,
         inventory=inventory,
         uuid=host.uuid or (uuid if uuid and uuid not in EMPTY_UUIDS else None),
         serial=host.serial or serial[:TEXT_MAX] or None,
-        # Not identity: somebody may have switched the firmware's mode since.
-        firmware=Firmware(firmware) if firmware in ("bios", "uefi") else host.firmware,
+        firmware=_firmware(host, inventory.get("firmware")),
     )
+
+
+def _firmware(host: Host, reported: object) -> Firmware | None:
+    """Return what is reported: not identity, somebody may have switched the mode since.
+
+    But a host once known for Secure Boot stays so until a person says otherwise: its way to
+    netboot also works with Secure Boot off, and the other way fails with it on.
+    """
+    if not isinstance(reported, str) or reported not in set(Firmware):
+        return host.firmware
+    found = Firmware(reported)
+    is_switched_off = host.firmware is Firmware.SECURE_BOOT and found is Firmware.UEFI
+    return host.firmware if is_switched_off else found
 
 
 def check_identity(host: Host, inventory: Json) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Select, func, select
 
-from ..core.model import Host, HostId
+from ..core.model import Firmware, Host, HostId
 from ..errors import Conflict, NotFound
 from .rows import host_of, host_row
 from .sql import Queries
@@ -37,6 +37,10 @@ class HostQueries(Queries):
     def hosts(self, *, after: str = "", limit: int = 1000) -> Sequence[Host]:
         page = select(hosts).where(hosts.c.name > after).order_by(hosts.c.name).limit(limit)
         return self._hosts(page)
+
+    def macs_of_firmware(self, firmware: Firmware) -> Sequence[str]:
+        owners = select(nics.c.mac).join(hosts).where(hosts.c.firmware == firmware.value)
+        return [row["mac"] for row in self._all(owners.order_by(nics.c.mac))]
 
     def count_unconfirmed_hosts(self) -> int:
         count = select(func.count()).select_from(hosts)

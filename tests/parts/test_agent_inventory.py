@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from provisioner.agent.inventory import disks, inventory
+from provisioner.agent.inventory import disks, firmware, inventory
 from provisioner.core.disks import Disk
 
 PCI = "sys/devices/pci0000:00/0000:00"
@@ -93,6 +93,24 @@ def test_the_inventory_of_a_virtual_host(tmp_path: Path) -> None:
         "cpu", "memory_bytes", "firmware", "uuid", "serial", "vendor", "model", "disks", "nics",
         "bmc_address",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [(0, "uefi"), (1, "uefi"), (2, "uefi"), (3, "secure-boot"), (None, "uefi")],
+)
+def test_the_kernel_tells_whether_secure_boot_is_on(
+    tmp_path: Path, told: int | None, expected: str
+) -> None:
+    """In its boot parameters: unset, unknown, disabled, enabled; a kernel may not have them."""
+    (tmp_path / "sys/firmware/efi").mkdir(parents=True)
+    if told is not None:
+        page = bytearray(4096)
+        page[0x1EC] = told
+        folder = tmp_path / "sys/kernel/boot_params"
+        folder.mkdir(parents=True)
+        (folder / "data").write_bytes(page)
+    assert firmware(str(tmp_path)) == expected
 
 
 def test_a_host_without_anything_has_an_inventory(tmp_path: Path) -> None:

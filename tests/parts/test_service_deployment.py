@@ -8,9 +8,10 @@ from datetime import timedelta
 import pytest
 
 from provisioner.core.guard import WriteRefused
-from provisioner.core.model import HostState, Phase
+from provisioner.core.model import Firmware, HostState, Phase
 from provisioner.errors import Conflict, ProvisionerError, RequestError, TrustError
 from provisioner.service.agents import TicketRefused, TokenRefused
+from provisioner.service.identity import with_inventory
 from tests.parts.service_site import (
     ACTOR,
     TICKET_LIFETIME,
@@ -203,6 +204,24 @@ def test_identity_is_written_once(site: Site, agent: Agent) -> None:
     host = site.hosts.show("r1n1")
     # The firmware's mode is no identity: it may be switched, and then the boot flag follows.
     assert (host.serial, host.firmware) == ("SN-1", "uefi")
+
+
+@pytest.mark.parametrize(
+    ("enrolled", "reported", "kept"),
+    [
+        (None, "secure-boot", Firmware.SECURE_BOOT),
+        (Firmware.UEFI, "secure-boot", Firmware.SECURE_BOOT),
+        (Firmware.SECURE_BOOT, "uefi", Firmware.SECURE_BOOT),
+        (Firmware.SECURE_BOOT, "bios", Firmware.BIOS),
+        (Firmware.SECURE_BOOT, "nonsense", Firmware.SECURE_BOOT),
+        (Firmware.SECURE_BOOT, ["uefi"], Firmware.SECURE_BOOT),
+    ],
+)
+def test_a_host_known_for_secure_boot_keeps_the_way_that_always_netboots(
+    site: Site, enrolled: Firmware | None, reported: object, kept: Firmware
+) -> None:
+    host = site.add_host(1, firmware=enrolled)
+    assert with_inventory(host, {"firmware": reported}).firmware is kept
 
 
 def test_a_ticket_of_an_operation_that_was_cancelled_is_refused(site: Site, agent: Agent) -> None:

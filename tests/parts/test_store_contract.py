@@ -11,6 +11,7 @@ from provisioner.core.effects import PowerOff
 from provisioner.core.model import (
     BmcAddress,
     Event,
+    Firmware,
     HostId,
     HostState,
     OperationId,
@@ -62,6 +63,7 @@ def test_a_host_changes_in_every_field(store: Store) -> None:
         last_good="ab" * 32,
         is_protected=True,
         quarantine_reason="failed twice",
+        firmware=Firmware.SECURE_BOOT,
         labels={"rack": "r2", "ü": "✓"},
         inventory=None,
         root_disk={"serial": "X", "size_bytes": 1 << 45},
@@ -74,6 +76,8 @@ def test_a_host_changes_in_every_field(store: Store) -> None:
         assert tx.hosts_with_mac("52:54:00:00:00:02") == [changed]
         assert tx.hosts_with_mac("52:54:00:00:00:03") == []
         assert tx.hosts_with_uuid("4c4c4544") == [changed]
+        assert tx.macs_of_firmware(Firmware.SECURE_BOOT) == sorted(changed.macs)
+        assert tx.macs_of_firmware(Firmware.UEFI) == []
     with store.begin() as tx, pytest.raises(NotFound):
         tx.save_host(a_host("r9n9"))
 

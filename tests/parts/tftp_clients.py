@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from provisioner.netboot.relay import Source
 from provisioner.netboot.tftp import TftpEvent, TftpLimits, TftpServer
 
 CLIENT_LIMIT_S = 120
@@ -35,12 +36,16 @@ class Served:
 
 @contextmanager
 def serving(
-    files: Mapping[str, bytes | Path], limits: TftpLimits | None = None
+    files: Mapping[str, bytes | Path],
+    limits: TftpLimits | None = None,
+    source: Source | None = None,
 ) -> Iterator[Served]:
     """Serve files on a free loopback port, with room for many clients at one address."""
     events: list[TftpEvent] = []
     limits = limits or TftpLimits(sessions_per_source=128)
-    server = TftpServer(("127.0.0.1", 0), files, on_event=events.append, limits=limits)
+    server = TftpServer(
+        ("127.0.0.1", 0), files, on_event=events.append, limits=limits, source=source
+    )
     thread = threading.Thread(target=server.serve)
     thread.start()
     try:

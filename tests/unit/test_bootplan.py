@@ -10,6 +10,7 @@ from provisioner.core.bootplan import (
     BootRequest,
     Inspect,
     KnownHost,
+    Loader,
     LocalDisk,
     Ramdisk,
     TicketOffer,
@@ -99,6 +100,14 @@ def test_a_request_is_read_as_ipxe_writes_it() -> None:
     query = {"mac": "52-54-00-77-00-01", "uuid": "4c4c", "serial": "A b", "platform": "efi"}
     assert boot_request(query) == BootRequest(MAC, "4c4c", "A b", Firmware.UEFI)
     assert boot_request({"mac": MAC.upper()}) == ASKING
+
+
+def test_grub_asks_for_a_uefi_and_is_answered_alike() -> None:
+    asking = boot_request({"mac": MAC, "uuid": "4c4c", "address": "10.77.0.100"}, Loader.GRUB)
+    assert asking == BootRequest(MAC, "4c4c", None, Firmware.UEFI, Loader.GRUB)
+    assert plan_boot(asking, HOST, OFFER, now=NOW, discovery=False) == plan_boot(
+        ASKING, HOST, OFFER, now=NOW, discovery=False
+    )
 
 
 def test_what_makes_no_sense_in_a_request_is_dropped() -> None:

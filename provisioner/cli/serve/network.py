@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from provisioner.netboot.dhcp import DhcpMode, NetbootConfig
+from provisioner.netboot.dhcp import DhcpMode, NetbootConfig, UefiLoader
 from provisioner.settings import Settings
 
 
@@ -23,6 +23,8 @@ def netboot_config(settings: Settings) -> NetbootConfig:
         dns=dhcp.dns,
         lease=timedelta(seconds=dhcp.lease_s),
         lease_file=settings.data_dir / "dhcp" / "dnsmasq.leases",
+        hosts_file=settings.data_dir / "dhcp" / "dnsmasq.hosts",
+        uefi_loader=UefiLoader(dhcp.uefi_loader),
     )
 
 

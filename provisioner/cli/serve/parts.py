@@ -10,13 +10,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from provisioner import wiring
+from provisioner.core.model import Firmware
 from provisioner.errors import ConfigError
 from provisioner.setting_types import Address
 from provisioner.settings import Settings
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from provisioner.netboot.tftp import TftpEvent
 
 NAMES: Final = ("api", "boot", "tftp", "dhcp", "worker")
-NEED_DATABASE: Final = frozenset({"api", "boot", "worker"})
+# dhcp asks it which hosts have Secure Boot on.
+NEED_DATABASE: Final = frozenset({"api", "boot", "dhcp", "worker"})
 
 API_WORKERS, API_THREADS = 1, 16
 BOOT_WORKERS, BOOT_THREADS = 2, 24
@@ -39,7 +41,7 @@ BACKLOG: Final = 1024
 # A service that was just killed may hold its addresses for a moment longer.
 BIND_WAIT_S: Final = 5.0
 BIND_LOOK_S: Final = 0.1
-ADVERTISER_STOP_LIMIT_S: Final = 2.0
+THREAD_STOP_LIMIT_S: Final = 2.0
 
 log = structlog.get_logger(__name__)
 
@@ -165,7 +167,8 @@ def _run_worker(settings: Settings, ready: Callable[[], None]) -> None:
 
 
 def _run_tftp(settings: Settings, ready: Callable[[], None]) -> None:
-    from provisioner.netboot.bootfiles import boot_files
+    from provisioner.netboot.bootfiles import SIGNED_HINT, boot_files, missing_signed_files
+    from provisioner.netboot.relay import BootRelay
     from provisioner.netboot.tftp import TftpServer
 
     def tell(event: "TftpEvent") -> None:
@@ -178,8 +181,16 @@ def _run_tftp(settings: Settings, ready: Callable[[], None]) -> None:
             seconds=round(event.seconds, 3),
         )
 
+    if missing := missing_signed_files():
+        names = [str(file) for file in missing]
+        log.warning("hosts with Secure Boot on cannot netboot", missing=names, hint=SIGNED_HINT)
     listen = settings.tftp.listen
-    server = TftpServer((listen.host, listen.port), boot_files(), on_event=tell)
+    server = TftpServer(
+        (listen.host, listen.port),
+        boot_files(),
+        on_event=tell,
+        source=BootRelay(settings.boot.url, settings.data_dir / "ramdisks"),
+    )
     signal.signal(signal.SIGTERM, lambda *_: server.stop())
     ready()
     server.serve()
@@ -189,28 +200,44 @@ def _run_dhcp(settings: Settings, ready: Callable[[], None]) -> None:
     from provisioner.netboot.advertise import RouterAdvertiser
     from provisioner.netboot.dhcp import dnsmasq_config
     from provisioner.netboot.dnsmasq import Dnsmasq
+    from provisioner.netboot.shim_hosts import ShimHosts
 
     from .network import dhcp_mode, netboot_config
 
     def tell(event: "DhcpEvent") -> None:
         log.info("dhcp", kind=event.kind, mac=event.mac, address=event.address, text=event.text)
 
-    text = dnsmasq_config(netboot_config(settings), dhcp_mode(settings))
+    network = netboot_config(settings)
+    text = dnsmasq_config(network, dhcp_mode(settings))
     folder = settings.data_dir / "dhcp"
     folder.mkdir(mode=0o755, exist_ok=True)
     path = folder / "dnsmasq.conf"
     path.write_text(text, encoding="utf-8")
     dnsmasq = Dnsmasq(path, on_event=tell)
     signal.signal(signal.SIGTERM, lambda *_: dnsmasq.stop())
-    advertiser = RouterAdvertiser(settings.dhcp.interface)
-    advertising = threading.Thread(target=advertiser.run, name="advertiser", daemon=True)
-    advertising.start()
-    try:
-        ready()
-        dnsmasq.run()
-    finally:
-        advertiser.stop()
-        advertising.join(ADVERTISER_STOP_LIMIT_S)
+    advertiser, stop = RouterAdvertiser(settings.dhcp.interface), threading.Event()
+    with _open(settings) as service:
+
+        def secure_macs() -> Sequence[str]:
+            with service.store.read() as tx:
+                return tx.macs_of_firmware(Firmware.SECURE_BOOT)
+
+        shim_hosts = ShimHosts(network.hosts_file, secure_macs, on_change=dnsmasq.restart)
+        shim_hosts.look()
+        threads = [
+            threading.Thread(target=advertiser.run, name="advertiser", daemon=True),
+            threading.Thread(target=shim_hosts.run, args=(stop,), name="shim-hosts", daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            ready()
+            dnsmasq.run()
+        finally:
+            stop.set()
+            advertiser.stop()
+            for thread in threads:
+                thread.join(THREAD_STOP_LIMIT_S)
 
 
 @contextmanager

@@ -136,6 +136,7 @@ def _changes(api: APIBlueprint, services: ApiServices) -> None:
         host = hosts.change(
             name,
             profile=json_data.profile,
+            firmware=json_data.firmware,
             local_boot=json_data.local_boot,
             bmc=bmc_address(json_data.bmc),
             labels=json_data.labels,

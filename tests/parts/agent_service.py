@@ -173,6 +173,8 @@ class Service:
     fetched: list[str] = field(default_factory=list)
     # Called before each file is sent; may change `files`, or raise ConnectionError to cut.
     on_file: Callable[[str], None] = lambda _: None
+    # Called with each file that is sent; what it returns is sent instead.
+    alter: Callable[[str, bytes], bytes] = lambda _path, data: data
     # Called before each call is answered; a number is the HTTP status to answer instead.
     on_call: Callable[[str, dict[str, Any]], int | None] = lambda _name, _body: None
     # Called when a call was carried out, before its answer is sent; True cuts the connection.
@@ -325,10 +327,11 @@ def _file_handler(service: Service) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 return
             data = service.file(self.path)
+            sent = b"" if data is None else service.alter(self.path, data)
             self.send_response(404 if data is None else 200)
-            self.send_header("Content-Length", str(len(data or b"")))
+            self.send_header("Content-Length", str(len(sent)))
             self.end_headers()
-            self.wfile.write(data or b"")
+            self.wfile.write(sent)
 
         def log_message(self, *args: Any) -> None:
             """Say nothing."""

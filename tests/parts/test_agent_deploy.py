@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from provisioner.agent.client import ServiceClient
-from provisioner.agent.deploy import deploy
 from provisioner.agent.http import Origin
 from provisioner.agent.problems import (
     DiskTooSmall,
@@ -23,16 +21,14 @@ from provisioner.agent.problems import (
     SeedUnfit,
     ServiceRefused,
 )
-from provisioner.agent.progress import Progress
 from provisioner.agent.session import say_hello
-from provisioner.agent.target import Machine
-from provisioner.core.disks import Disk, NoDiskMatches
+from provisioner.core.disks import NoDiskMatches
 from provisioner.errors import ProvisionerError
+from tests.parts.agent_rig import DISK_MIB, OLD, Rig, rig_with
 from tests.parts.agent_service import (
     CHUNK,
     MIB,
     SEED,
-    Release,
     Service,
     chunk_path,
     deployment,
@@ -44,57 +40,6 @@ from tests.parts.agent_service import (
 )
 
 IMAGE_MIB = 24
-DISK_MIB = 64
-OLD = b"\xa5"
-
-
-@dataclass
-class Rig:
-    """A host whose disk is a file, full of an old system's bytes."""
-
-    folder: Path
-    service: Service
-    release: Release
-    progress: Progress
-
-    @property
-    def disk(self) -> Path:
-        return self.folder / "dev" / "vda"
-
-    def machine(self, **changes: Any) -> Machine:
-        disk = Disk("vda", "LAB-1-0", None, self.disk.stat().st_size, False, "virtio")
-        values: dict[str, Any] = {
-            "disks": (disk,),
-            "firmware": "bios",
-            "trust_file": str(self.folder / "trust.json"),
-            "devices": str(self.folder / "dev"),
-        }
-        return Machine(**{**values, **changes})
-
-    def run(self, **changes: Any) -> None:
-        """Hello, then the deployment."""
-        (self.folder / "ca.pem").write_bytes(self.service.ca_pem)
-        client = ServiceClient(Origin.parse(self.service.agent_url), str(self.folder / "ca.pem"))
-        session = say_hello(client, self.service.ticket, {}, patience_s=5)
-        deploy(session, self.machine(**changes), client, self.progress)
-
-    def forget(self) -> None:
-        """Begin to count anew."""
-        self.service.fetched.clear()
-        self.service.calls.clear()
-        self.progress = Progress()
-
-    def serve(self, release: Release) -> None:
-        """Have the service hand out another release."""
-        self.release = release
-        self.service.files = release.files()
-        self.service.hello = deployment(release)
-        (self.folder / "trust.json").write_bytes(release.trust)
-
-    def assert_untouched(self) -> None:
-        assert self.disk.read_bytes().count(OLD) == DISK_MIB * MIB
-        assert not self.service.told("authorise")
-        assert not self.service.told("seed")
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +49,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def rig(tmp_path: Path, image: bytes) -> Iterator[Rig]:
-    release = make_release(image)
-    (tmp_path / "dev").mkdir()
-    (tmp_path / "dev" / "vda").write_bytes(OLD * DISK_MIB * MIB)
-    (tmp_path / "trust.json").write_bytes(release.trust)
-    service = Service(files=release.files(), hello=deployment(release))
-    with running(service):
-        yield Rig(tmp_path, service, release, Progress())
+    with rig_with(tmp_path, make_release(image)) as rig:
+        yield rig
 
 
 def test_a_dirty_disk_becomes_the_release_and_its_seed(rig: Rig) -> None:

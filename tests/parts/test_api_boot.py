@@ -11,6 +11,7 @@ import pytest
 
 from provisioner.core.model import LocalBoot, Phase
 from provisioner.imaging.archive import Archive
+from provisioner.imaging.blobs import FileBlobs
 from provisioner.service.agents import AgentSessions
 from provisioner.service.boot import BootService
 from provisioner.settings import Settings
@@ -41,11 +42,17 @@ class Parts:
     settings: Settings
 
 
+def root_of(archive: Archive) -> Path:
+    """Return the folder that an archive of files lies in."""
+    assert isinstance(archive.blobs, FileBlobs)
+    return archive.blobs.root
+
+
 @pytest.fixture
 def settings(tmp_path: Path, archive_of_two: Archive) -> Settings:
     """Settings whose data folder is the archive's."""
     made = initialise(tmp_path / "installation", Plan(listen_address="10.77.0.1"))
-    folder = archive_of_two.release_dir(archive_of_two.releases()[0].digest).parents[1]
+    folder = root_of(archive_of_two)
     return replace(made, service=replace(made.service, data_dir=folder))
 
 
@@ -64,6 +71,20 @@ def boot_url(parts: Parts) -> Iterator[str]:
 def agent_url(parts: Parts) -> Iterator[str]:
     with listening(create_agent_app(parts)) as url:
         yield url
+
+
+GRUB_DISK = """\
+if search --no-floppy --set=root --file /EFI/BOOT/BOOTX64.EFI; then
+  if chainloader /EFI/BOOT/BOOTX64.EFI; then
+    boot
+  fi
+fi
+exit
+"""
+
+
+def grub_config(url: str, **query: str) -> httpx.Response:
+    return httpx.get(f"{url}/boot/grub", params=query, timeout=30)
 
 
 def script(url: str, **query: str) -> httpx.Response:
@@ -103,6 +124,46 @@ def test_a_host_with_a_ticket_gets_the_ramdisk_until_it_is_used(boot_url: str, s
     assert script(boot_url, mac=mac(1)).text == LOCAL_DISK
 
 
+def test_grub_is_answered_as_ipxe_is(boot_url: str, site: Site) -> None:
+    """The ramdisk for the holder of the ticket, until it is used; else the host's own disk."""
+    site.add_host()
+    assert grub_config(boot_url, mac=mac(1)).text == GRUB_DISK
+    site.deploy("r1n1")
+    first, again = grub_config(boot_url, mac=mac(1)), grub_config(boot_url, mac=mac(1), uuid="")
+    assert "'provisioner.ticket=bt_" in first.text
+    assert first.text == again.text
+    assert first.headers["Cache-Control"] == "no-store"
+    assert grub_config(boot_url, mac=mac(2)).text == GRUB_DISK
+    ticket = script(boot_url, mac=mac(1)).text.partition("provisioner.ticket=")[2].split()[0]
+    assert f"'provisioner.ticket={ticket}'" in first.text
+    Agent(site).until(Phase.PREPARING)
+    assert grub_config(boot_url, mac=mac(1)).text == GRUB_DISK
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [("10.77.0.100", "10.77.0.100"), ("", "127.0.0.1"), ("10.77.0.100\nx", "127.0.0.1")],
+)
+def test_the_timeline_says_that_grub_asked_and_for_whom(
+    boot_url: str, site: Site, address: str, shown: str
+) -> None:
+    site.add_host()
+    grub_config(boot_url, mac=mac(1), address=address)
+    (event,) = (event for _, event in site.hosts.timeline("r1n1") if event.source == "http")
+    assert (event.text, event.detail) == ("grub.cfg: auto, no boot ticket", {"address": shown})
+
+
+@pytest.mark.parametrize("way", LocalBoot)
+def test_grub_always_gets_a_configuration_that_ends(
+    boot_url: str, site: Site, way: LocalBoot
+) -> None:
+    """A 404 would be no file to TFTP, and the host would not do as it was set to."""
+    site.add_host(1, local_boot=way)
+    answer = grub_config(boot_url, mac=mac(1))
+    chains = way in (LocalBoot.AUTO, LocalBoot.SANBOOT)
+    assert (answer.status_code, answer.text) == (200, GRUB_DISK if chains else "exit\n")
+
+
 @pytest.mark.parametrize(
     "query",
     [
@@ -117,6 +178,8 @@ def test_nonsense_boots_its_own_disk(boot_url: str, site: Site, query: dict[str,
     site.add_host()
     answer = script(boot_url, **query)
     assert (answer.status_code, answer.text) == (200, LOCAL_DISK)
+    answer = grub_config(boot_url, **query)
+    assert (answer.status_code, answer.text) == (200, GRUB_DISK)
 
 
 def test_without_its_database_every_host_boots_its_own_disk(boot_url: str, site: Site) -> None:
@@ -129,6 +192,8 @@ def test_without_its_database_every_host_boots_its_own_disk(boot_url: str, site:
     database.write_bytes(b"not a database any more" * 1000)
     answer = script(boot_url, mac=mac(1))
     assert (answer.status_code, answer.text) == (200, LOCAL_DISK)
+    answer = grub_config(boot_url, mac=mac(1))
+    assert (answer.status_code, answer.text) == (200, GRUB_DISK)
 
 
 def test_field_18_a_locked_database_does_not_keep_a_host_waiting(boot_url: str, site: Site) -> None:
@@ -149,11 +214,13 @@ def test_a_release_is_served_as_it_lies_in_the_archive(
     boot_url: str, archive_of_two: Archive
 ) -> None:
     manifest = archive_of_two.releases()[0]
-    folder = archive_of_two.release_dir(manifest.digest)
-    for name in ("manifest.json", "manifest.sig"):
+    folder = root_of(archive_of_two) / "releases" / manifest.digest
+    for name in ("manifest.json", "manifest.json.zst", "manifest.sig"):
         answer = httpx.get(f"{boot_url}/releases/{manifest.digest}/{name}")
         assert answer.content == (folder / name).read_bytes()
-        assert "immutable" in answer.headers["Cache-Control"]
+        # A signature may be added later on.
+        is_kept = "immutable" in answer.headers["Cache-Control"]
+        assert is_kept == (name != "manifest.sig")
     chunk = next(digest for digest in manifest.chunks if digest)
     answer = httpx.get(f"{boot_url}/chunks/{chunk[:2]}/{chunk}")
     assert answer.is_success
@@ -287,5 +354,6 @@ def test_a_malformed_body_is_refused(agent_url: str, content: bytes, status: int
 def test_a_digest_is_what_its_name_says(archive_of_two: Archive) -> None:
     """What is served under a digest for ever must be that digest's content."""
     for manifest in archive_of_two.releases():
-        text = (archive_of_two.release_dir(manifest.digest) / "manifest.json").read_bytes()
+        folder = root_of(archive_of_two) / "releases" / manifest.digest
+        text = (folder / "manifest.json").read_bytes()
         assert hashlib.sha256(text).hexdigest() == manifest.digest

@@ -52,6 +52,8 @@ RELEASE_FILE_BYTES_MAX: Final = 64 * 1024
 SPACE_RESERVE_BYTES: Final = 256 * 1024 * 1024
 # Nobody made these from a recipe of ours.
 NO_RECIPE: Final = "0" * 64
+# What Debian has for firmware with Secure Boot on; its own kernels are signed, too.
+SIGNED_BOOT_LOADERS: Final = frozenset({"shim-signed", "grub-efi-amd64-signed"})
 
 # What a file begins with that is no raw disk: (place, bytes, what it is, what to do).
 _UNPACK: Final = "decompress it first"
@@ -62,7 +64,7 @@ _NOT_RAW: Final = (
     (0, b"COWD", "a VMDK image", _QEMU_IMG),
     (0, b"# Disk DescriptorFile", "a VMDK descriptor", _QEMU_IMG),
     (0, b"vhdxfile", "a VHDX image", _QEMU_IMG),
-    (0, b"conectix", "a VHD image", _QEMU_IMG),
+    (0, b"\x63onectix", "a VHD image", _QEMU_IMG),
     (64, b"\x7f\x10\xda\xbe", "a VDI image", _QEMU_IMG),
     (0, b"QED\0", "a QED image", _QEMU_IMG),
     (0, b"\x1f\x8b", "compressed by gzip", _UNPACK),
@@ -189,6 +191,8 @@ def _facts(
     if root:
         status = read_text(raw, root, "var/lib/dpkg/status", bytes_max=STATUS_BYTES_MAX)
     packages = foreign_packages(status or "")
+    if "uefi" in firmware and packages.keys() >= SIGNED_BOOT_LOADERS:
+        firmware = (*firmware, "secure-boot")
     attachments = {}
     if root and status:
         spdx = foreign_spdx(

@@ -15,7 +15,7 @@ import pytest
 
 from provisioner.errors import RequestError, Unavailable
 from provisioner.imaging.foreign_packages import PACKAGES_MAX, foreign_packages, foreign_spdx
-from provisioner.imaging.gpt import BIOS_BOOT, LINUX_FILESYSTEM
+from provisioner.imaging.gpt import BIOS_BOOT, EFI_SYSTEM, LINUX_FILESYSTEM
 from provisioner.imaging.importer import (
     RELEASE_FILE_BYTES_MAX,
     STATUS_BYTES_MAX,
@@ -37,7 +37,8 @@ def make_image(
     path: Path,
     release: object,
     *,
-    bootable: bool = True,
+    boots_from: str | None = BIOS_BOOT,
+    status: str = STATUS,
     status_bytes: int = 0,
     plain: bool = False,
 ) -> Path:
@@ -45,7 +46,7 @@ def make_image(
     tree = path.parent / "tree"
     for name, content in (
         ("usr/lib/provisioner/release.json", str(release) if plain else json.dumps(release)),
-        ("var/lib/dpkg/status", STATUS),
+        ("var/lib/dpkg/status", status),
     ):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text(content)
@@ -53,8 +54,8 @@ def make_image(
         os.truncate(tree / "var/lib/dpkg/status", status_bytes)
     with path.open("wb") as disk:
         disk.truncate(16 * MIB)
-    bios = f"start=2048, size=2048, type={BIOS_BOOT}\n" if bootable else ""
-    table = f"label: gpt\n{bios}start=4096, size=24576, type={LINUX_FILESYSTEM}\n"
+    boot = f"start=2048, size=2048, type={boots_from}\n" if boots_from else ""
+    table = f"label: gpt\n{boot}start=4096, size=24576, type={LINUX_FILESYSTEM}\n"
     command = ["sfdisk", "--quiet", "--no-tell-kernel", "--no-reread", str(path)]
     subprocess.run(command, input=table.encode(), check=True)
     options = ["-q", "-F", "-t", "ext4", "-E", f"offset={2 * MIB}", "-d", str(tree)]
@@ -81,6 +82,19 @@ def test_raw_image_says_what_it_is(tmp_path: Path) -> None:
         assert imported.facts.root_partition == 2
         assert imported.facts.built_at == "2026-11-23T12:00:00Z"
     assert disk.read_bytes() == before
+
+
+@pytest.mark.parametrize("names", [(), ("shim-signed",), ("shim-signed", "grub-efi-amd64-signed")])
+def test_signed_boot_loaders_make_an_image_for_secure_boot(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    lines = "Status: install ok installed\nVersion: 1\n\n"
+    status = STATUS + "\n" + "".join(f"Package: {name}\n{lines}" for name in names)
+    disk = make_image(tmp_path / "disk.raw", release(), boots_from=EFI_SYSTEM, status=status)
+    with imported_image(request(disk), work=tmp_path / "work", now=NOW) as imported:
+        assert imported.facts.firmware == (
+            ("uefi", "secure-boot") if len(names) == 2 else ("uefi",)
+        )
 
 
 def test_what_is_known_of_the_origin_is_recorded(tmp_path: Path) -> None:
@@ -331,7 +345,7 @@ def test_named_id_must_be_one(tmp_path: Path) -> None:
 
 
 def test_image_that_no_firmware_starts_is_refused(tmp_path: Path) -> None:
-    disk = make_image(tmp_path / "disk.raw", release(), bootable=False)
+    disk = make_image(tmp_path / "disk.raw", release(), boots_from=None)
     with (
         pytest.raises(RequestError, match="firmware"),
         imported_image(request(disk), work=tmp_path, now=NOW),

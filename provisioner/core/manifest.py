@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -15,6 +14,26 @@ from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
 from provisioner.errors import RequestError, TrustError
+
+from .manifest_fields import (
+    ATTACHMENT,
+    DIGEST,
+    GUID,
+    LABEL,
+    MOMENT,
+    PATH,
+    RELEASE_ID,
+    TEXT,
+    VERSION,
+    WORD,
+    match,
+    number,
+    wrong,
+)
+from .manifest_fields import check_image_name as check_image_name
+from .manifest_fields import check_version as check_version
+from .manifest_fields import is_digest as is_digest
+from .manifest_fields import is_release_id as is_release_id
 
 FORMAT: Final = 2
 # A 64 GiB image in 64 KiB chunks makes a manifest of 70 MB; beyond it, use larger chunks.
@@ -32,18 +51,6 @@ SPDX: Final = "spdx.json"
 
 ARCHITECTURES: Final = frozenset({"amd64", "arm64"})
 FIRMWARES: Final = frozenset({"bios", "uefi", "secure-boot"})
-
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-_RELEASE_ID: Final = re.compile(r"[0-9a-f]{32,64}")
-_IMAGE: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
-_VERSION: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+~-]{0,62}")
-_MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
-_GUID: Final = re.compile(r"[0-9A-F]{8}(-[0-9A-F]{4}){3}-[0-9A-F]{12}")
-_LABEL: Final = re.compile(r"[ -~]{1,36}")
-_TEXT: Final = re.compile(r"[ -~]{1,256}")
-_WORD: Final = re.compile(r"[!-~]{1,256}")
-_PATH: Final = re.compile(r"(/[!-.0-~]+)+")
-_ATTACHMENT: Final = re.compile(r"[a-z][a-z0-9-]{0,30}\.json")
 
 
 @dataclass(frozen=True)
@@ -185,26 +192,6 @@ _OBJECTS: Final = ("packages", "attachments")
 _BOOT_FILES: Final = ("kernel", "initrd")
 
 
-def is_digest(value: object) -> bool:
-    """Say whether value is a sha256 in lower-case hex, and so safe as a file name."""
-    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
-
-
-def is_release_id(value: object) -> bool:
-    """Say whether value may stand as release_id: 32 to 64 lower-case hex digits."""
-    return isinstance(value, str) and _RELEASE_ID.fullmatch(value) is not None
-
-
-def check_image_name(image: object) -> None:
-    """Raise RequestError unless this is a usable image name, such as `debian-12`."""
-    _match("image", image, _IMAGE, "lower-case letters, digits, '.' and '-', at most 63")
-
-
-def check_version(version: object) -> None:
-    """Raise RequestError unless this is a usable version, such as `2026.11.1`."""
-    _match("version", version, _VERSION, "letters, digits and '.+~-', at most 63")
-
-
 def _load(data: bytes) -> dict[str, Any]:
     """Return the JSON object in data; TrustError for anything else, duplicate keys included."""
     if len(data) > MANIFEST_BYTES_MAX:
@@ -252,14 +239,14 @@ def _fields_of(value: dict[str, Any]) -> dict[str, Any]:
     arguments = dict(value)
     for name in ("chunks", "firmware", "partitions", "kernel_arguments"):
         if not isinstance(value[name], list):
-            raise _wrong(name, "a list", value[name])
+            raise wrong(name, "a list", value[name])
         arguments[name] = tuple(value[name])
     arguments["partitions"] = tuple(
         Partition(**_object("a partition", item, Partition)) for item in arguments["partitions"]
     )
     for name in _OBJECTS:
         if not isinstance(value[name], dict):
-            raise _wrong(name, "an object", value[name])
+            raise wrong(name, "an object", value[name])
     for name in _BOOT_FILES:
         if value[name] is not None:
             arguments[name] = BootFile(**_object(name, value[name], BootFile))
@@ -268,7 +255,7 @@ def _fields_of(value: dict[str, Any]) -> dict[str, Any]:
 
 def _object(where: str, item: object, kind: type[Partition | BootFile]) -> dict[str, Any]:
     if not isinstance(item, dict):
-        raise _wrong(where, "an object", item)
+        raise wrong(where, "an object", item)
     _keys(where, item, {field.name for field in fields(kind)})
     return item
 
@@ -284,22 +271,22 @@ def _keys(where: str, value: Mapping[str, object], expected: set[str]) -> None:
 def _check(manifest: Manifest) -> None:
     """Raise RequestError at the first field that is not what format 2 allows."""
     if type(manifest.format) is not int or manifest.format != FORMAT:
-        raise _wrong("format", str(FORMAT), manifest.format)
+        raise wrong("format", str(FORMAT), manifest.format)
     check_image_name(manifest.image)
     check_version(manifest.version)
     if manifest.minimum_version is not None:
-        _match("minimum_version", manifest.minimum_version, _VERSION, "a version or null")
+        match("minimum_version", manifest.minimum_version, VERSION, "a version or null")
     if not isinstance(manifest.architecture, str) or manifest.architecture not in ARCHITECTURES:
-        raise _wrong("architecture", " or ".join(sorted(ARCHITECTURES)), manifest.architecture)
-    _match("release_id", manifest.release_id, _RELEASE_ID, "32 to 64 hex digits")
-    _match("root_digest", manifest.root_digest, _DIGEST, "a sha256 in hex")
-    _match("recipe_digest", manifest.recipe_digest, _DIGEST, "a sha256 in hex")
+        raise wrong("architecture", " or ".join(sorted(ARCHITECTURES)), manifest.architecture)
+    match("release_id", manifest.release_id, RELEASE_ID, "32 to 64 hex digits")
+    match("root_digest", manifest.root_digest, DIGEST, "a sha256 in hex")
+    match("recipe_digest", manifest.recipe_digest, DIGEST, "a sha256 in hex")
     if manifest.parent is not None:
-        _match("parent", manifest.parent, _DIGEST, "a release digest or null")
-    _match("builder", manifest.builder, _TEXT, "1 to 256 printable characters")
-    _match("built_at", manifest.built_at, _MOMENT, "YYYY-MM-DDTHH:MM:SSZ")
+        match("parent", manifest.parent, DIGEST, "a release digest or null")
+    match("builder", manifest.builder, TEXT, "1 to 256 printable characters")
+    match("built_at", manifest.built_at, MOMENT, "YYYY-MM-DDTHH:MM:SSZ")
     if manifest.expires_at is not None:
-        _match("expires_at", manifest.expires_at, _MOMENT, "YYYY-MM-DDTHH:MM:SSZ or null")
+        match("expires_at", manifest.expires_at, MOMENT, "YYYY-MM-DDTHH:MM:SSZ or null")
     _check_firmware(manifest.firmware)
     _check_chunks(manifest)
     _check_partitions(manifest)
@@ -320,49 +307,49 @@ def boots_on(firmware: Iterable[str], host: str) -> bool:
 def _check_firmware(firmware: tuple[object, ...]) -> None:
     known = all(isinstance(item, str) and item in FIRMWARES for item in firmware)
     if not firmware or not known or len(set(firmware)) != len(firmware):
-        raise _wrong("firmware", f"some of {', '.join(sorted(FIRMWARES))}, each once", firmware)
+        raise wrong("firmware", f"some of {', '.join(sorted(FIRMWARES))}, each once", firmware)
 
 
 def _check_chunks(manifest: Manifest) -> None:
-    _number("size_bytes", manifest.size_bytes, 1)
-    _number("chunk_bytes", manifest.chunk_bytes, CHUNK_BYTES_MIN, CHUNK_BYTES_MAX)
+    number("size_bytes", manifest.size_bytes, 1)
+    number("chunk_bytes", manifest.chunk_bytes, CHUNK_BYTES_MIN, CHUNK_BYTES_MAX)
     if manifest.chunk_bytes & (manifest.chunk_bytes - 1):
-        raise _wrong("chunk_bytes", "a power of two", manifest.chunk_bytes)
+        raise wrong("chunk_bytes", "a power of two", manifest.chunk_bytes)
     expected = -(-manifest.size_bytes // manifest.chunk_bytes)
     if len(manifest.chunks) != expected:
-        raise _wrong("chunks", f"{expected} for this size", len(manifest.chunks))
+        raise wrong("chunks", f"{expected} for this size", len(manifest.chunks))
     for digest in manifest.chunks:
         if digest is not None and not is_digest(digest):
-            raise _wrong("chunks", "sha256 digests in hex, or null", digest)
+            raise wrong("chunks", "sha256 digests in hex, or null", digest)
 
 
 def _check_partitions(manifest: Manifest) -> None:
     if len(manifest.partitions) > PARTITIONS_MAX:
-        raise _wrong("partitions", f"at most {PARTITIONS_MAX}", len(manifest.partitions))
+        raise wrong("partitions", f"at most {PARTITIONS_MAX}", len(manifest.partitions))
     numbers: set[int] = set()
     for part in manifest.partitions:
-        _number("partition number", part.number, 1, PARTITIONS_MAX)
-        _match("partition name", part.name, _LABEL, "1 to 36 printable characters")
-        _match("partition type", part.type, _GUID, "a GUID in capitals")
-        _number("partition start_bytes", part.start_bytes, 0)
-        _number("partition size_bytes", part.size_bytes, 1)
+        number("partition number", part.number, 1, PARTITIONS_MAX)
+        match("partition name", part.name, LABEL, "1 to 36 printable characters")
+        match("partition type", part.type, GUID, "a GUID in capitals")
+        number("partition start_bytes", part.start_bytes, 0)
+        number("partition size_bytes", part.size_bytes, 1)
         if part.start_bytes + part.size_bytes > manifest.size_bytes:
-            raise _wrong(
+            raise wrong(
                 f"partition {part.number}",
                 f"an end within {manifest.size_bytes} bytes",
                 part.start_bytes + part.size_bytes,
             )
         if part.number in numbers:
-            raise _wrong("partitions", "each number once", part.number)
+            raise wrong("partitions", "each number once", part.number)
         numbers.add(part.number)
 
 
 def _check_packages(packages: Mapping[str, str]) -> None:
     if len(packages) > PACKAGES_MAX:
-        raise _wrong("packages", f"at most {PACKAGES_MAX}", len(packages))
+        raise wrong("packages", f"at most {PACKAGES_MAX}", len(packages))
     for name, version in packages.items():
-        _match("package name", name, _TEXT, "1 to 256 printable characters")
-        _match("package version", version, _TEXT, "1 to 256 printable characters")
+        match("package name", name, TEXT, "1 to 256 printable characters")
+        match("package version", version, TEXT, "1 to 256 printable characters")
 
 
 def _check_boot_files(manifest: Manifest) -> None:
@@ -370,33 +357,18 @@ def _check_boot_files(manifest: Manifest) -> None:
         file = getattr(manifest, name)
         if file is None:
             continue
-        _match(f"{name} path", file.path, _PATH, "an absolute path")
-        _match(f"{name} sha256", file.sha256, _DIGEST, "a sha256 in hex")
-        _number(f"{name} size_bytes", file.size_bytes, 1)
+        match(f"{name} path", file.path, PATH, "an absolute path")
+        match(f"{name} sha256", file.sha256, DIGEST, "a sha256 in hex")
+        number(f"{name} size_bytes", file.size_bytes, 1)
     if len(manifest.kernel_arguments) > ARGUMENTS_MAX:
-        raise _wrong("kernel_arguments", f"at most {ARGUMENTS_MAX}", len(manifest.kernel_arguments))
+        raise wrong("kernel_arguments", f"at most {ARGUMENTS_MAX}", len(manifest.kernel_arguments))
     for argument in manifest.kernel_arguments:
-        _match("kernel_arguments", argument, _WORD, "printable words without blanks")
+        match("kernel_arguments", argument, WORD, "printable words without blanks")
 
 
 def _check_attachments(attachments: Mapping[str, str]) -> None:
     if len(attachments) > ATTACHMENTS_MAX:
-        raise _wrong("attachments", f"at most {ATTACHMENTS_MAX}", len(attachments))
+        raise wrong("attachments", f"at most {ATTACHMENTS_MAX}", len(attachments))
     for name, digest in attachments.items():
-        _match("attachment name", name, _ATTACHMENT, "a name such as files.json")
-        _match("attachment sha256", digest, _DIGEST, "a sha256 in hex")
-
-
-def _match(name: str, value: object, pattern: re.Pattern[str], expected: str) -> None:
-    if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise _wrong(name, expected, value)
-
-
-def _number(name: str, value: object, least: int, most: int = 1 << 62) -> None:
-    # type() and not isinstance(): true is an int to Python, and 1 to nobody else.
-    if type(value) is not int or not least <= value <= most:
-        raise _wrong(name, f"a whole number from {least} to {most}", value)
-
-
-def _wrong(name: str, expected: str, found: object) -> RequestError:
-    return RequestError(f"{name} is wrong", expected=expected, found=repr(found)[:200])
+        match("attachment name", name, ATTACHMENT, "a name such as files.json")
+        match("attachment sha256", digest, DIGEST, "a sha256 in hex")

@@ -39,7 +39,7 @@ PINS_LEVEL: Final = 9
 BASE_FORMAT: Final = 1
 
 AGENT_CORE: Final = (
-    "__init__.py", "batches.py", "disks.py", "manifest.py", "trust.py", "versions.py",
+    "__init__.py", "batches.py", "disks.py", "manifest.py", "manifest_fields.py", "trust.py", "versions.py",
 )  # fmt: skip
 
 _TRY_AGENT: Final = """

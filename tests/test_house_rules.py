@@ -136,7 +136,10 @@ WORLD: Final = frozenset(
 )
 AGENT_MAY: Final = frozenset(
     {"zstandard", "provisioner.errors"}
-    | {f"provisioner.core.{name}" for name in ("batches", "disks", "manifest", "trust", "versions")}
+    | {
+        f"provisioner.core.{name}"
+        for name in ("batches", "disks", "manifest", "manifest_fields", "trust", "versions")
+    }
 )
 SERVER_LIBRARIES: Final = frozenset(
     re.findall(

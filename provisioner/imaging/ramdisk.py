@@ -39,8 +39,9 @@ PINS_LEVEL: Final = 9
 BASE_FORMAT: Final = 1
 
 AGENT_CORE: Final = (
-    "__init__.py", "batches.py", "disks.py", "manifest.py", "manifest_fields.py", "trust.py", "versions.py",
-)  # fmt: skip
+    *("__init__.py", "batches.py", "disks.py", "manifest.py", "manifest_fields.py"),
+    *("trust.py", "versions.py"),
+)
 
 _TRY_AGENT: Final = """
 import json, sys

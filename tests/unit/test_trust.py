@@ -57,7 +57,7 @@ def test_a_policy_is_read_as_it_was_written() -> None:
         POLICY.to_bytes().replace(b'"format":1', b'"format":2'),
         POLICY.to_bytes().replace(b'"stable":2', b'"stable":0'),
         POLICY.to_bytes().replace(KEYS[0].encode(), b"xyz"),
-        POLICY.to_bytes().replace(b'"channels"', b'"chanels"'),
+        POLICY.to_bytes().replace(b'"channels"', b'"channel"'),
         b'{"a":' * 100_000,
         b" " * 100_000,
     ],

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from provisioner.core.manifest import FILES as FILES_ATTACHMENT
-from provisioner.core.manifest import Partition, check_version
+from provisioner.core.manifest import SPDX, Partition, check_version
 from provisioner.errors import RequestError, Unavailable
 from provisioner.imaging import rootfs
 from provisioner.imaging.archive import ReleaseFacts
@@ -34,6 +34,7 @@ from provisioner.imaging.mirrors import MirrorState, state_of
 from provisioner.imaging.parent import Parent
 from provisioner.imaging.recipe import Recipe
 from provisioner.imaging.sparse import copy_into
+from provisioner.imaging.spdx import InstalledPackages, spdx_document
 from provisioner.imaging.tools import ToolFailed, as_root_of_a_namespace, run
 
 MIB: Final = 1024 * 1024
@@ -179,6 +180,8 @@ def _assemble(build: _Build, base: Path, source: Path | None) -> BuiltImage:
     _install_boot_loaders(build, raw, partitions)
     notes.say("reading it back")
     files = prove(raw, parse((build.out / rootfs.FILES).read_bytes()), root.start_bytes)
+    notes.say("listing the packages")
+    spdx = _spdx(build)
     is_on_parent = build.parent is not None and summary["without_parent"] is None
     record = record_of(
         notes, recipe.digest, build.mirrors, source, build.parent, summary["without_parent"]
@@ -199,11 +202,23 @@ def _assemble(build: _Build, base: Path, source: Path | None) -> BuiltImage:
         kernel=boot_file(files, "/vmlinuz"),
         initrd=boot_file(files, "/initrd.img"),
         kernel_arguments=recipe.arguments,
-        attachments={FILES_ATTACHMENT: to_bytes(files)},
+        attachments={FILES_ATTACHMENT: to_bytes(files), SPDX: spdx},
         log=notes.text(),
         record=record,
     )
     return BuiltImage(raw, facts)
+
+
+def _spdx(build: _Build) -> bytes:
+    installed = json.loads((build.out / rootfs.INSTALLED).read_text())
+    return spdx_document(
+        InstalledPackages(**installed),
+        image=build.recipe.image,
+        version=build.version,
+        architecture=build.recipe.architecture,
+        release_id=build.identity,
+        created_at=build.mirrors.newest_at,
+    )
 
 
 def _make_root(build: _Build, root: Partition, base: Path) -> None:

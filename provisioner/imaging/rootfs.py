@@ -21,6 +21,7 @@ from provisioner.imaging.ext4_sync import make_empty, sync
 from provisioner.imaging.file_manifest import FileEntry, to_bytes
 from provisioner.imaging.finishing import BUILD_FOLDER
 from provisioner.imaging.sparse import copy_part
+from provisioner.imaging.spdx import InstalledPackages
 from provisioner.imaging.tools import run
 from provisioner.imaging.tree import read_tree
 
@@ -31,6 +32,8 @@ FILES: Final = "files.json"
 """In `out`: what the file system shall hold."""
 SUMMARY: Final = "summary.json"
 """In `out`: {"packages": {name: version}, "without_parent": why the parent was no use, or null}."""
+INSTALLED: Final = "installed.json"
+"""In `out`: the fields of InstalledPackages."""
 ERROR: Final = "error.json"
 """In `out`, when it failed with an error of ours: what ProvisionerError.as_dict says."""
 # What makes a host this host. Made anew at its first boot.
@@ -50,8 +53,8 @@ IDENTITY: Final = (
 class RootSpec:
     """What the child process needs.
 
-    out receives FILE_SYSTEM, FILES, SUMMARY, and the boot loaders' files (a folder
-    `boot`). uuid and hash_seed are the file system's; epoch_s its times, in seconds
+    out receives FILE_SYSTEM, FILES, SUMMARY, INSTALLED, and the boot loaders' files (a
+    folder `boot`). uuid and hash_seed are the file system's; epoch_s its times, in seconds
     since 1970. parent is a raw disk image whose root file system, parent_start_bytes
     into it, is to be built on.
     """
@@ -93,6 +96,7 @@ def make_root(spec: RootSpec) -> None:
     out = Path(spec.out)
     try:
         packages = _make_tree(tree, spec)
+        (out / INSTALLED).write_text(json.dumps(asdict(InstalledPackages.of(tree))))
         entries = read_tree(tree)
         (out / FILES).write_bytes(to_bytes(entries))
         without_parent = _make_file_system(tree, entries, spec)

@@ -33,6 +33,9 @@ rm -f /etc/ssh/ssh_host_*
 rm -f /var/lib/dpkg/*-old /var/cache/debconf/*-old
 find /etc -name '*.dpkg-dist' -type f -delete
 cd /var/cache/apt/archives
+# It came with the builder's packages, and as the folder they lie in between builds.
+chown 0:0 .
+chmod 0755 .
 mkdir -p /{folder}/boot
 for package in {packages}; do
     dpkg-deb --extract "$package"_*.deb /{folder}/boot

@@ -19,7 +19,7 @@ table inet filter {{
   chain input {{
     type filter hook input priority filter; policy drop;
     ct state vmap {{ established : accept, related : accept, invalid : drop }}
-    iif "lo" accept
+    iifname "lo" accept
     icmp type {{ destination-unreachable, time-exceeded, parameter-problem, echo-request }} accept
     # Without these there is no IPv6: RFC 4890, section 4.4.
     icmpv6 type {{

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from provisioner.errors import ConfigError, NotFound, RequestError
+from provisioner.errors import ConfigError, NotFound, RequestError, Unavailable
 from provisioner.imaging.firewall import RULES_FILE
 from provisioner.imaging.hardening import SSH_FILE, SYSCTL_FILE
-from provisioner.imaging.mirrors import state_of
+from provisioner.imaging.mirrors import MirrorState, state_of
 from provisioner.imaging.recipe import find_recipe, load_recipe, parse_recipe
-from provisioner.imaging.recipe_parts import SCRIPTS_MAX
+from provisioner.imaging.recipe_parts import SCRIPTS_MAX, Mirror
 
 GOOD: dict[str, Any] = {
     "format": 1,
@@ -232,3 +233,24 @@ def test_a_mirror_without_uri_is_the_one_of_this_machines_apt() -> None:
     with pytest.raises(ConfigError, match="no mirror for no-such-suite") as caught:
         state_of(recipe.mirrors)
     assert caught.value.hint
+
+
+def test_a_mirrors_state_is_what_it_serves_and_where(tmp_path: Path) -> None:
+    """The address stands in the image, so another one makes another image."""
+
+    def state(place: str, content: str) -> MirrorState:
+        suite = tmp_path / place / "dists" / "bookworm"
+        suite.mkdir(parents=True, exist_ok=True)
+        (suite / "InRelease").write_text(content)
+        uri = f"file://{tmp_path / place}"
+        return state_of([Mirror(uri, "bookworm", ("main",))])
+
+    served = "Suite: oldstable\nDate: Sat, 21 Nov 2026 10:00:00 UTC\n"
+    one = state("one", served)
+    assert one.newest_at == datetime(2026, 11, 21, 10, tzinfo=UTC)
+    assert one.sources[0].endswith(f"file://{tmp_path}/one bookworm main")
+    assert state("one", served) == one
+    assert state("two", served).digest != one.digest
+    assert state("one", served + "\n").digest != one.digest
+    with pytest.raises(Unavailable, match="does not serve"):
+        state("one", "nothing of the kind")

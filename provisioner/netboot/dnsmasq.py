@@ -94,8 +94,6 @@ class Dnsmasq:
     def restart(self) -> None:
         """Start the child anew, so that it reads its files again. Takes some 50 ms, in which
         a packet may be lost. Fit for any thread.
-
-        (SIGHUP would not do: dnsmasq has given up root by then, and may not reach them.)
         """
         with self._lock:
             if self._child is not None:

@@ -23,18 +23,23 @@ log = structlog.get_logger(__name__)
 
 
 def hosts_file_text(macs: Sequence[str]) -> str:
-    """Return dnsmasq's hosts file for these MACs, one line each, in order.
+    """Return what dnsmasq is configured with for these MACs, one line each, in order.
+
+    A configuration file, since dnsmasq reads a dhcp-hostsfile only when it has given up root,
+    and may not reach it any more.
 
     Raises ConfigError for a text that is no MAC.
     """
-    return "".join(f"{one},set:{SHIM_TAG}\n" for one in sorted({mac(text) for text in macs}))
+    return "".join(
+        f"dhcp-host={one},set:{SHIM_TAG}\n" for one in sorted({mac(text) for text in macs})
+    )
 
 
 class ShimHosts:
     """Writes the file when the list has changed, and then calls `on_change`.
 
     `read_macs` may fail with a ProvisionerError, such as of a database that is away: the
-    list then stays as it is.
+    list then stays as it is, or empty.
     """
 
     def __init__(
@@ -59,8 +64,11 @@ class ShimHosts:
             if not self._failed:
                 log.warning("hosts with Secure Boot on are not looked up", why=error.message)
             self._failed = True
-            return False
-        self._failed = False
+            if self._file.exists():
+                return False
+            text = ""  # dnsmasq does not start without the file
+        else:
+            self._failed = False
         if self._file.exists() and self._file.read_text() == text:
             return False
         fresh = self._file.with_name(f"{self._file.name}.new")

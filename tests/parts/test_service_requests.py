@@ -91,6 +91,13 @@ def test_a_release_for_other_firmware_is_refused(site: Site) -> None:
     ask(site, "r1n1", release="tiny@1")
 
 
+def test_a_host_with_secure_boot_takes_only_a_release_that_is_signed_for_it(site: Site) -> None:
+    site.add_host(firmware=Firmware.SECURE_BOOT)
+    with pytest.raises(Conflict, match="does not boot on secure-boot") as caught:
+        ask(site, "r1n1", release="tiny@1")
+    assert caught.value.expected == ["bios", "uefi"]
+
+
 def test_a_profile_that_needs_a_label_asks_for_it_before_anything_is_written(site: Site) -> None:
     document = {**profile_document(), "cloud_config": {"x": "${label.rack}"}}
     site.profiles.save("web", document, actor=ACTOR)

@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from provisioner.core.manifest import MANIFEST_BYTES_MAX, BootFile, Manifest, Partition, is_digest
+from provisioner.core.manifest import (
+    FIRMWARES,
+    MANIFEST_BYTES_MAX,
+    BootFile,
+    Manifest,
+    Partition,
+    boots_on,
+    is_digest,
+)
 from provisioner.errors import RequestError, TrustError
 
 MIB = 1024 * 1024
@@ -264,3 +272,18 @@ def test_damaged_bytes_are_refused_never_crash(noise: bytes, place: int) -> None
     except TrustError:
         return
     assert other.digest != manifest().digest
+
+
+@pytest.mark.parametrize(
+    ("firmware", "hosts"),
+    [
+        (("bios",), {"bios"}),
+        (("bios", "uefi"), {"bios", "uefi"}),
+        (("bios", "uefi", "secure-boot"), {"bios", "uefi", "secure-boot"}),
+        (("secure-boot",), {"uefi", "secure-boot"}),
+    ],
+)
+def test_what_is_signed_also_starts_where_nobody_checks(
+    firmware: tuple[str, ...], hosts: set[str]
+) -> None:
+    assert {host for host in FIRMWARES if boots_on(firmware, host)} == hosts

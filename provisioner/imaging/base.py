@@ -24,6 +24,7 @@ from provisioner.imaging.followed import BuildLog, follow
 from provisioner.imaging.install_progress import InstallProgress
 from provisioner.imaging.mirrors import MirrorState
 from provisioner.imaging.recipe import Recipe
+from provisioner.imaging.tools import ToolFailed
 
 MMDEBSTRAP_LIMIT: Final = timedelta(minutes=40)
 BASES_KEPT_MAX: Final = 4
@@ -68,6 +69,10 @@ def base_tree(
         # The tree comes last: where it is, its log is.
         (work / "base.log").rename(log_file)
         (work / "base.tar.zst").rename(target)
+    except ToolFailed as error:
+        # For whoever keeps the log of a build that failed: this one goes with the folder.
+        error.add_note(log.text())
+        raise
     finally:
         shutil.rmtree(work)
     _forget_oldest(bases)

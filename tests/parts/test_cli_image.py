@@ -166,7 +166,7 @@ def test_a_damaged_chunk_is_found_by_name(site: Image, raw: Path) -> None:
     chunk = damage_a_chunk(site)
     done = site("verify", "tiny@1", exit_code=5)
     assert "tiny@1" in done.stdout
-    assert "1 problems" in done.stderr
+    assert "1 release checked, 1 problem" in done.stderr
     chunk.unlink()
     assert site.json("verify", "--all", exit_code=5)[0]["release"] == "tiny@1"
 

@@ -39,15 +39,21 @@ def verify(releases: tuple[str, ...], is_all: bool, config: Path, output: str) -
         )
     with opened(config) as site, Stages() as stages:
         digests = site.archive.digests() if is_all else [site.digest_of(one) for one in releases]
+        names = {row.digest: row.name for row in site.service.releases.list()}
         problems = []
         for number, digest in enumerate(digests, 1):
-            stages.say(f"release {number} of {len(digests)}: {digest[:12]}")
+            name = names.get(digest, digest[:12])
+            stages.say(f"{name} ({number} of {len(digests)})")
             problems += verify_release(site.archive, digest, stages.progress)
     if problems or output not in ("table", "wide"):
         show([asdict(one) for one in problems], ["release", "what", "found"], output)
-    count = f"{len(digests)} release" + ("s" if len(digests) != 1 else "")
-    click.echo(f"{count} checked: {len(problems) or 'no'} problems", err=True)
+    told = f"{_counted(len(digests), 'release')} checked, {_counted(len(problems), 'problem')}"
+    click.echo(told, err=True)
     return TrustError.exit_code if problems else 0
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"
 
 
 @click.command()
@@ -87,6 +93,6 @@ def gc(keep: int | None, dry_run: bool, config: Path, output: str) -> None:
     ]
     if shown or output not in ("table", "wide"):
         show(shown, ["name", "digest"], output)
-    verb = "would go" if dry_run else "removed"
     freed = f"{size(found.freed_bytes)} in {found.chunks} chunks"
-    click.echo(f"{len(shown)} releases and {freed} {verb}", err=True)
+    what = f"{_counted(len(shown), 'release')} and {freed}" if shown or found.chunks else "nothing"
+    click.echo(f"{what} would go" if dry_run else f"removed {what}", err=True)

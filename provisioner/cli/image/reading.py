@@ -11,13 +11,20 @@ if TYPE_CHECKING:
     from provisioner.client import Client
 
 COLUMNS: Final = (
-    *("name", "state", "channels", "digest", "size_bytes", "stored_bytes", "firmware"),
-    "published_at",
+    *("name", "state", "channels", "size_bytes", "stored_bytes", "firmware", "published_at"),
 )
-WIDE_COLUMNS: Final = ("used_bytes", "release_id", "expires_at", "revoked_reason")
-# Long, and asked for by name.
-HIDDEN: Final = ("packages", "tests", "chunk_bytes", "release_id", "record")
-PARTS: Final = ("log", "files", "spdx")
+WIDE_COLUMNS: Final = ("digest", "used_bytes", "release_id", "expires_at", "revoked_reason")
+# What `image show` tells a person, in this order; wide tells every key.
+SHOWN: Final = (
+    *("name", "state", "revoked_reason", "channels", "digest", "size_bytes", "used_bytes"),
+    *("stored_bytes", "firmware", "architecture", "parent", "recipe_digest", "source_commit"),
+    *("builder", "built_at", "published_at", "minimum_version", "expires_at", "package_count"),
+    *("attachments", "signed_by", "tested"),
+)
+# Told only where there is one.
+NOT_WHEN_EMPTY: Final = frozenset(
+    {"revoked_reason", "minimum_version", "expires_at", "source_commit"}
+)
 
 
 @click.command("list")
@@ -60,10 +67,7 @@ def show_(client: "Client", release: str, part: str | None, output: str) -> None
             click.echo(block, nl=False)
         return
     shown = _row(client.release(release))
-    if output in ("table", "wide"):
-        shown["package_count"] = len(shown["packages"])
-        shown["tested"] = [_outcome(test) for test in shown["tests"]]
-    show_one(shown, output, hidden=HIDDEN)
+    show_one(_told(shown) if output == "table" else shown, output)
 
 
 def _row(release: dict[str, Any]) -> dict[str, Any]:
@@ -75,6 +79,26 @@ def _state(release: dict[str, Any]) -> str:
     if release["removed_at"]:
         return "removed"
     return "revoked" if release["revoked_at"] else "published"
+
+
+def _told(release: dict[str, Any]) -> dict[str, Any]:
+    """Return what a person wants to know of a release, in lines that are not too long."""
+    record = release["record"]
+    told = {
+        **release,
+        "parent": (record.get("parent") or {}).get("name") or release["parent"],
+        "source_commit": _commit(record.get("source")),
+        "package_count": len(release["packages"]),
+        "attachments": sorted(release["attachments"]),
+        "tested": [_outcome(test) for test in release["tests"]],
+    }
+    return {key: told[key] for key in SHOWN if told[key] or key not in NOT_WHEN_EMPTY}
+
+
+def _commit(source: dict[str, Any] | None) -> str | None:
+    if not source:
+        return None
+    return f"{source['commit']}{', with changes' if source['is_changed'] else ''}"
 
 
 def _outcome(test: dict[str, Any]) -> str:

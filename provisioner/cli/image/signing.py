@@ -97,8 +97,10 @@ def trust(file: Path, config: Path, output: str) -> None:
 
     folder = _settings(config).keys.folder
     with click.open_file(str(file), encoding="ascii") as opened_file:
-        given = parse(opened_file.read(KEY_BYTES_MAX))
-    show([_row(trust_key(folder, key.pem)) for key in given], COLUMNS, output)
+        text = opened_file.read(KEY_BYTES_MAX)
+    # A private key is refused by who would trust it, with what to do instead.
+    given = [text] if "PRIVATE KEY" in text else [key.pem for key in parse(text)]
+    show([_row(trust_key(folder, pem)) for pem in given], COLUMNS, output)
     _remind_of_the_ramdisk()
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from provisioner import wiring
+from provisioner.core.profile import SOAK_DEFAULT_S
 from provisioner.errors import NotFound, RequestError
 from provisioner.lab.lab import Lab
 from provisioner.lab.lending import lend
@@ -30,6 +31,9 @@ PREFIX: Final = "trial-"
 DISK_MIB_MIN: Final = 4096
 # Room behind the image for the partition with the seed and the second partition table.
 DISK_MORE_MIB: Final = 256
+# Shorter than for hardware, which may take minutes to start: who waits is a person.
+BOOTING_LIMIT_S: Final = 900
+PROVING_MORE_S: Final = 600
 # What a virtual rack decides for itself; the rest of a profile is tried as it is.
 _OF_THE_RACK: Final = ("network", "disk")
 
@@ -72,7 +76,14 @@ def trial(
         wanted = [LabHost(one, name=one, disks_mib=(size_mib,)) for one in firmware]  # type: ignore[arg-type]  # checked above
         lab = Lab.up(directory / "lab", wanted)
         undo.callback(lab.down)
-        site = Site.create(directory / "site", lab, trusted=trusted, cache=cache, say=say)
+        site = Site.create(
+            directory / "site",
+            lab,
+            changes={"limits": _limits(profile)},
+            trusted=trusted,
+            cache=cache,
+            say=say,
+        )
         say(f"publishing {manifest.name}")
         _publish(archive, manifest, site)
         undo.callback(site.stop)
@@ -142,6 +153,12 @@ def _publish(archive: Archive, manifest: Manifest, site: Site) -> None:
         wiring.registrar(service, actor="lab")(manifest, stored_bytes)
     finally:
         service.close()
+
+
+def _limits(profile: Mapping[str, Any] | None) -> dict[str, object]:
+    """Return how long a release that is not healthy is waited for."""
+    soak_s = (profile or {}).get("health", {}).get("soak_s", SOAK_DEFAULT_S)
+    return {"booting_s": BOOTING_LIMIT_S, "proving_s": int(soak_s) + PROVING_MORE_S}
 
 
 def _document(site: Site, profile: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 LAB_PROFILE: Final = "lab"
 CONSOLE_LINES: Final = 15
 TERMINATED: Final = 143
+# How a console moves its cursor, which a log has no use for.
+_ESCAPES: Final = re.compile(r"\x1b(\[[0-9;?=]*[A-Za-z]|c)")
 _KEPT_OF_A_HOST: Final = ("phase", "phase_seconds", "error")
 
 
@@ -157,7 +160,7 @@ def _kept(operation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tell_console(running: Trial, host: str) -> None:
-    lines = running.lab.console(host).splitlines()[-CONSOLE_LINES:]
+    lines = _ESCAPES.sub("", running.lab.console(host)).splitlines()[-CONSOLE_LINES:]
     click.echo(f"the console of {host} ends with:", err=True)
     for line in lines:
         click.echo(f"  {clean(line)}", err=True)

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from provisioner import keys, setup
+from provisioner.core.model import Secret
 from provisioner.errors import ConfigError, Conflict, RequestError
-from provisioner.setting_types import Address
+from provisioner.release_keys import new_pair, trust_key
+from provisioner.setting_types import Address, ChannelRule
 from provisioner.settings import CONFIG_FILE, documented, load
 from provisioner.setup import Plan, initialise
+from provisioner.wiring import archive_of, trust_policy
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 
@@ -185,6 +188,94 @@ def test_no_secret_is_shown(installation: Path) -> None:
     assert settings.keys.admin_token.reveal() not in shown
     (installation / CONFIG_FILE).chmod(0o644)
     assert "holds a password, and others may read" in refusal(installation)
+
+
+# --- releases -----------------------------------------------------------------------------
+
+
+def with_releases(installation: Path, text: str) -> Path:
+    """Add a section [releases] to the configuration; return the folder of the keys."""
+    with (installation / CONFIG_FILE).open("a") as file:
+        file.write(f"\n[releases]\n{text}\n")
+    return installation / keys.FOLDER
+
+
+def test_a_channel_asks_for_what_its_table_says(installation: Path) -> None:
+    folder = with_releases(
+        installation,
+        "threshold = 1\n"
+        "channels = {stable = {threshold = 2, tested = true}, canary = {}}\n"
+        'mirrors = ["http://10.77.1.1:8081/"]\n',
+    )
+    assert "releases.channels.stable: asks for 2 signatures" in refusal(installation)
+    trust_key(folder, new_pair()[1])
+    settings = load(installation / CONFIG_FILE)
+    assert settings.releases.channels == (
+        ChannelRule("canary"),
+        ChannelRule("stable", threshold=2, tested=True),
+    )
+    assert settings.releases.mirrors == ("http://10.77.1.1:8081",)
+    policy = trust_policy(settings, {"web": "2"})
+    assert policy.keys == tuple(sorted(settings.keys.trusted))
+    assert (policy.threshold, dict(policy.channels)) == (1, {"canary": 1, "stable": 2})
+    assert policy.minimum_versions == {"web": "2"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("threshold = 0", "releases.threshold: expected a whole number from 1 to 16"),
+        ("threshold = 2", "releases.threshold: asks for 2 signatures"),
+        ("channels = {stable = {treshold = 2}}", "not treshold; did you mean threshold?"),
+        ("channels = {stable = {threshold = 17}}", "stable.threshold to be a whole number"),
+        ("channels = {stable = {tested = 1}}", "stable.tested to be true or false"),
+        ("channels = {stable = 2}", "stable = {threshold = 2, tested = true}"),
+        ("channels = {Stable = {}}", "channel names of small letters"),
+        ("channels = []", "a table of at most 32 channels"),
+        ("chanels = {}", "releases.chanels: is not a setting; did you mean channels?"),
+        ('mirrors = ["https://10.77.1.1"]', "at most 16 origins"),
+        ('mirrors = [""]', "at most 16 origins"),
+        ('mirrors = ["http://10.77.1.1/chunks"]', "at most 16 origins"),
+        ('store = "s3://B"', "releases.store: expected s3://bucket/prefix"),
+        ('store = "/srv"', "releases.store: expected s3://bucket/prefix"),
+        ('s3_endpoint = "http://10.0.0.9:9000"', "names no bucket"),
+        ('store = "s3://bkt"\ns3_endpoint = "ftp://x"', "expected http://host:port or https"),
+        ('s3_region = "US EAST"', "a region"),
+        ("keep_newest = 0", "from 1 to 1000"),
+        ("grace_s = -1", "from 0 to"),
+    ],
+)
+def test_a_wrong_setting_of_releases_is_named(installation: Path, text: str, said: str) -> None:
+    with_releases(installation, text)
+    assert said in refusal(installation)
+
+
+def test_a_bucket_needs_credentials_and_shows_none(installation: Path) -> None:
+    folder = with_releases(
+        installation, 'store = "s3://releases/site-1"\ns3_endpoint = "http://10.0.0.9:9000"'
+    )
+    assert "s3.toml: is missing; write access_key and secret_key" in refusal(installation)
+    file = folder / keys.S3_CREDENTIALS
+    for content in ('access_key = "AK"', 'access_key = "AK"\nsecret_key = "hush', "x = 1"):
+        file.write_text(content)
+        file.chmod(0o600)
+        message = refusal(installation)
+        assert 's3.toml: expected access_key = "…" and secret_key = "…"' in message
+        assert "hush" not in message
+    file.write_text('access_key = "AK"\nsecret_key = "hush"')
+    file.chmod(0o644)
+    assert "s3.toml: others may read it" in refusal(installation)
+    file.chmod(0o600)
+    settings = load(installation / CONFIG_FILE)
+    assert settings.keys.s3 == keys.S3Credentials("AK", Secret("hush"))
+    assert "hush" not in repr(settings)
+    assert archive_of(settings).blobs.place == "s3://releases/site-1"
+
+
+def test_without_a_bucket_releases_lie_in_the_data_directory(installation: Path) -> None:
+    settings = load(installation / CONFIG_FILE)
+    assert settings.keys.s3 is None
+    assert archive_of(settings).blobs.place == str(installation)
 
 
 def test_every_setting_is_documented() -> None:

@@ -10,6 +10,7 @@ from provisioner.core.contracts import AgentToken, ApiToken, Outgoing, Store
 from provisioner.core.effects import PowerOff
 from provisioner.core.model import (
     BmcAddress,
+    Channel,
     Event,
     Firmware,
     HostId,
@@ -18,6 +19,7 @@ from provisioner.core.model import (
     Phase,
     Profile,
     ReleaseRow,
+    ReleaseTest,
     Secret,
     Ticket,
 )
@@ -258,13 +260,82 @@ def test_a_release_never_changes(store: Store) -> None:
     with store.begin() as tx:
         tx.add_release(release)
         tx.add_release(release)
+        assert tx.hold_release(release.digest) == tx.lock_release(release.digest) == release
         with pytest.raises(Conflict, match="debian-12@1 is published already"):
             tx.add_release(replace(release, digest="ef" * 32))
         with pytest.raises(Conflict):
             tx.add_release(replace(release, version="2"))
         assert tx.release("ab" * 32) == release == tx.release_named("debian-12", "1")
         assert tx.release("ef" * 32) is tx.release_named("debian-12", "2") is None
-        assert tx.releases() == [release]
+        assert tx.releases() == tx.releases("debian-12") == [release]
+        assert tx.releases("other") == []
+        for take in (tx.hold_release, tx.lock_release):
+            with pytest.raises(NotFound, match="no release ef"):
+                take("ef" * 32)
+
+
+def test_what_becomes_of_a_release_is_kept(store: Store) -> None:
+    first = ReleaseRow("ab" * 32, "web", "1", 1, 2, 3, ("bios",), "cd" * 16, NOW)
+    changed = replace(
+        first,
+        minimum_version="0.9",
+        expires_at=LATER,
+        revoked_at=LATER,
+        revoked_reason="loses data ✓",
+        removed_at=LATER,
+    )
+    with store.begin() as tx:
+        tx.add_release(first)
+        tx.save_release(changed)
+        with pytest.raises(NotFound):
+            tx.save_release(replace(first, digest="ef" * 32))
+    with store.read() as tx:
+        assert tx.release(first.digest) == changed
+        # A reading transaction locks nothing, and may ask all the same.
+        assert tx.hold_release(first.digest) == changed
+
+
+def test_a_channel_is_moved_and_named_after_its_release(store: Store) -> None:
+    one, two = (
+        ReleaseRow(digest * 32, "web", version, 1, 2, 3, ("bios",), "cd" * 16, NOW)
+        for digest, version in (("ab", "1"), ("cd", "2"))
+    )
+    stable = Channel("web", "stable", one.digest, "web@1", NOW, "anna")
+    moved = Channel("web", "stable", two.digest, "web@2", LATER, "bert")
+    canary = replace(stable, name="canary")
+    with store.begin() as tx:
+        tx.add_release(one)
+        tx.add_release(two)
+        assert tx.channel("web", "stable") is None
+        tx.save_channel(stable)
+        tx.save_channel(canary)
+        assert tx.channel("web", "stable") == stable
+        tx.save_channel(moved)
+    with store.read() as tx:
+        assert tx.channels() == tx.channels("web") == [canary, moved]
+        assert tx.channels("db") == []
+
+
+def test_tests_of_a_release_come_newest_first(store: Store) -> None:
+    release = ReleaseRow("ab" * 32, "web", "1", 1, 2, 3, ("bios",), "cd" * 16, NOW)
+    made = [
+        ReleaseTest(release.digest, at, "web", ("bios", "uefi"), is_healthy, {"n": [1]}, "anna")
+        for at, is_healthy in ((NOW, False), (LATER, True))
+    ]
+    with store.begin() as tx:
+        tx.add_release(release)
+        for test in made:
+            tx.add_release_test(test)
+    with store.read() as tx:
+        assert tx.release_tests(release.digest) == made[::-1]
+        assert tx.release_tests("ef" * 32) == []
+
+
+def test_operations_are_found_by_their_release(with_operation: Store) -> None:
+    with with_operation.read() as tx:
+        assert len(tx.operations(release="ab" * 32)) == 1
+        assert tx.operations(release="cd" * 32) == []
+        assert tx.used_releases() == {"ab" * 32}
 
 
 def test_a_profile_keeps_its_revisions_and_shows_the_newest(store: Store) -> None:

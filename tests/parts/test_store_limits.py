@@ -11,11 +11,20 @@ from sqlalchemy import Engine
 
 from provisioner.core.audit import verify
 from provisioner.core.contracts import Store, Tx
-from provisioner.core.model import Event, HostId, OperationId, Phase, Ticket
+from provisioner.core.model import (
+    Event,
+    HostId,
+    OperationId,
+    Phase,
+    ReleaseRow,
+    ReleaseTest,
+    Ticket,
+)
 from provisioner.errors import Conflict, TrustError, Unavailable
 from provisioner.store.engine import open_engine
 from provisioner.store.sql_operations import OPERATIONS_PER_HOST_MAX
 from provisioner.store.sql_records import EVENTS_PER_HOST_MAX
+from provisioner.store.sql_releases import TESTS_PER_RELEASE_MAX
 from tests.parts.stores import NOW, a_host, an_operation, opened
 
 HOST, OP = HostId("host_r1n1"), OperationId("op_1")
@@ -204,3 +213,22 @@ def test_another_key_opens_no_password(migrated_url: str, store: Store) -> None:
         pytest.raises(TrustError),
     ):
         tx.host(HOST)
+
+
+def test_so_many_tests_of_a_release_are_kept(store: Store) -> None:
+    one, other = (
+        ReleaseRow(digest * 32, "web", digest, 1, 2, 3, ("bios",), "cd" * 16, NOW)
+        for digest in ("ab", "cd")
+    )
+    with store.begin() as tx:
+        for row in (one, other):
+            tx.add_release(row)
+        tx.add_release_test(ReleaseTest(other.digest, NOW, "web", ("bios",), True, {}, "anna"))
+        for number in range(TESTS_PER_RELEASE_MAX + 5):
+            detail = {"number": number}
+            tx.add_release_test(
+                ReleaseTest(one.digest, NOW, "web", ("bios",), True, detail, "anna")
+            )
+        kept = [test.detail["number"] for test in tx.release_tests(one.digest)]
+        assert kept == list(range(TESTS_PER_RELEASE_MAX + 4, 4, -1))
+        assert len(tx.release_tests(other.digest)) == 1

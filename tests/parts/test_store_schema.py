@@ -1,15 +1,19 @@
 """The migrations make what the code expects, and the indexes carry ten thousand hosts."""
 
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, text
 
 from provisioner.core.contracts import Store
+from provisioner.core.model import ReleaseRow
 from provisioner.errors import ConfigError
 from provisioner.store import tables
 from provisioner.store.engine import open_engine
@@ -41,6 +45,30 @@ def test_an_upgrade_can_be_repeated_and_loses_nothing(database_url: str) -> None
         upgrade(engine)
         with store.read() as tx:
             assert tx.hosts() == [a_host()]
+
+
+def test_channels_come_to_a_database_that_has_releases(database_url: str) -> None:
+    """What the first version wrote stays as it was, and has no fate yet."""
+    engine = open_engine(database_url)
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(
+            text(
+                "INSERT INTO releases (digest, image, version, size_bytes, used_bytes,"
+                " stored_bytes, firmware, release_id, published_at) VALUES"
+                " ('ab', 'web', '1', 3, 2, 1, '[\"bios\"]', 'cd',"
+                " '2026-11-23T12:00:00.000000+00:00')"
+            )
+        )
+    upgrade(engine)
+    with opened(engine) as store, store.read() as tx:
+        at = datetime(2026, 11, 23, 12, tzinfo=UTC)
+        expected = ReleaseRow("ab", "web", "1", 3, 2, 1, ("bios",), "cd", at)
+        assert tx.releases() == [expected]
+        assert tx.channels() == []
 
 
 def test_two_processes_may_upgrade_at_once(database_url: str) -> None:
@@ -81,6 +109,8 @@ QUERIES = {
     "ORDER BY generation DESC, expires_at DESC LIMIT 1",
     "permissions": "SELECT * FROM tickets WHERE operation_id = 'x'",
     "timeline": "SELECT * FROM events WHERE host_id = 'x' AND number > 5 ORDER BY number LIMIT 9",
+    "tests of a release": "SELECT * FROM release_tests WHERE digest = 'x' ORDER BY number DESC",
+    "channel": "SELECT * FROM channels WHERE image = 'x' AND name = 'y'",
     "end of the audit log": "SELECT * FROM audit ORDER BY number DESC LIMIT 1",
 }
 

@@ -246,7 +246,7 @@ def test_a_new_key_signs_from_now_on_and_the_old_one_stays_trusted(
     assert site.json("verify", "--all") == []
 
 
-@pytest.mark.parametrize("word", ["prmote", "bild", "verfy"])
+@pytest.mark.parametrize("word", ["prmote", "bild", "dif"])
 def test_a_typo_is_met_with_what_was_meant(word: str) -> None:
     done = CliRunner().invoke(main, ["image", word])
     assert done.exit_code == 2

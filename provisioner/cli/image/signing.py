@@ -22,8 +22,8 @@ KEY_BYTES_MAX: Final = 65536
 @click.command()
 @click.argument("release")
 @click.option(
+    "--key-file",
     "--key",
-    "key_file",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
     help="Another private key (Ed25519, PEM) instead of the site's own; it must be trusted here.",
@@ -36,7 +36,7 @@ def sign(release: str, key_file: Path | None, config: Path, output: str) -> None
     A channel may ask for several: releases.channels in the configuration.
 
     \b
-      provisioner image sign web@2026.11.2 --key /media/usb/second.key
+      provisioner image sign web@2026.11.2 --key-file /media/usb/second.key
     """
     with opened(config) as site:
         digest = site.digest_of(release)

@@ -17,6 +17,7 @@ from script.bench_parts.machine import about_machine
 # Each module has `measure(options: Options) -> Result`.
 BENCHES: Final = {
     "reimage": "a reimage of a QEMU host beside a floor made by hand; about 3 minutes a run",
+    "release": "what moves between releases, their space, times and memory; about 20 minutes",
     "serving": "TFTP beside dnsmasq, chunks beside nginx, boot scripts; about 4 minutes",
 }
 

@@ -33,8 +33,8 @@ def measure(options: Options) -> Result:
     """Return script_p99_ms and what belongs to it, on a service of its own."""
     folder = Path(tempfile.mkdtemp(prefix="boot-", dir=options.folder))
     with Lab.up(folder / "lab", [LabHost("bios")]) as lab:
-        site = make_site(folder / "site", lab, VERSION, options.say)
-        queue_hosts(site, f"debian-12@{VERSION}")
+        site = make_site(folder / "site", lab, options.say)
+        queue_hosts(site, site.publish(VERSION).name)
         with boot_listener(site):
             return measure_site(site, options)
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import provisioner
 from provisioner import wiring
@@ -22,6 +22,7 @@ from provisioner.lab.lab import Lab
 from provisioner.lab.site import PROFILE, Site, lab_profile
 from provisioner.service.hosts import HostSpec
 from script.bench_parts import servers
+from script.bench_parts.figures import Say
 
 ACTOR: Final = "bench"
 START_LIMIT: Final = timedelta(seconds=60)
@@ -29,12 +30,10 @@ HOSTS: Final = 100
 IN_FLIGHT_MAX: Final = 2 * HOSTS
 
 
-def make_site(folder: Path, lab: Lab, version: str, say: Any) -> Site:
-    """Return a site with that version of `debian-12` published, for many hosts at a time."""
+def make_site(folder: Path, lab: Lab, say: Say) -> Site:
+    """Return a site for many hosts at a time, with no release yet."""
     changes = {"limits": {"deployments_in_flight_max": IN_FLIGHT_MAX}}
-    site = Site.create(folder, lab, changes=changes, say=say)
-    site.publish(version)
-    return site
+    return Site.create(folder, lab, changes=changes, say=say)
 
 
 def mac_of(number: int) -> str:

@@ -36,29 +36,40 @@ class Row:
 
 @dataclass
 class Result:
-    """What a bench found. `reference` names what ours is compared with."""
+    """What a bench found. `reference` names what ours is compared with. `tables` are more
+    tables, ready to be shown."""
 
     reference: str
     rows: list[Row] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
 
     def table(self) -> str:
         """Return the rows as a Markdown table, followed by the notes."""
         head = ["", "unit", "ours", "spread", self.reference, "spread", "ratio"]
-        lines = [head, *(row.cells() for row in self.rows)]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-        rule = [
-            "-" * width if column < 2 else "-" * max(width - 1, 1) + ":"
-            for column, width in enumerate(widths)
-        ]
-        shown = [_line(line, widths) for line in (head, rule, *lines[1:])]
-        return "\n".join([*shown, "", *(f"- {note}" for note in self.notes)])
+        shown = [_table([head, *(row.cells() for row in self.rows)], texts=2), *self.tables]
+        return "\n\n".join([*shown, "\n".join(f"- {note}" for note in self.notes)])
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+def plain_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table whose first column is text and whose others are figures."""
+    return _table([head, *lines], texts=1)
+
+
+def _table(lines: Sequence[Sequence[str]], *, texts: int) -> str:
+    """Return lines as a Markdown table, the first as its head; `texts` columns are no figures."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    rule = [
+        "-" * width if column < texts else "-" * max(width - 1, 1) + ":"
+        for column, width in enumerate(widths)
+    ]
+    return "\n".join(_line(line, widths, texts) for line in (lines[0], rule, *lines[1:]))
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], texts: int) -> str:
     padded = [
-        cell.ljust(width) if column < 2 else cell.rjust(width)
+        cell.ljust(width) if column < texts else cell.rjust(width)
         for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
     ]
     return f"| {' | '.join(padded)} |"

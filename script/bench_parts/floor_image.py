@@ -22,17 +22,18 @@ PORT: Final = 8090
 URL: Final = f"http://{BRIDGE_ADDRESS}:{PORT}"
 SCRIPT: Final = "floor.ipxe"
 SPARSE_SCRIPT: Final = "floor-sparse.ipxe"
+CHECKED_SCRIPT: Final = "floor-checked.ipxe"
 IMAGE: Final = "image.zst"
 LEVEL: Final = 3
 INITRD_LEVEL: Final = 12
 STEP_LIMIT_S: Final = 300
-PROGRAMS: Final = ("curl", "dd", "zstd")
+PROGRAMS: Final = ("curl", "dd", "sha256sum", "zstd")
 DRIVERS: Final = ("virtio_pci", "virtio_blk", "virtio_net")
 
 # As ours, except that nothing is retried.
 _SCRIPT: Final = f"""#!ipxe
 kernel --name vmlinuz {URL}/vmlinuz initrd=initrd floor.address=${{{{netX/ip}}}} \
-floor.netmask=${{{{netX/netmask}}}} floor.image={URL}/{IMAGE}{{dd}} console=ttyS0,115200 \
+floor.netmask=${{{{netX/netmask}}}} floor.image={URL}/{IMAGE}{{more}} console=ttyS0,115200 \
 quiet panic=30 no_timer_check
 initrd --name initrd {URL}/initrd
 boot
@@ -59,10 +60,13 @@ def make_floor(
     _fill_tree(tree, base.root)
     packed = zstandard.ZstdCompressor(level=INITRD_LEVEL).compress(cpio.archive(tree))
     (folder / "initrd").write_bytes(packed)
-    (folder / SCRIPT).write_text(_SCRIPT.format(dd=""))
-    (folder / SPARSE_SCRIPT).write_text(_SCRIPT.format(dd=" floor.dd=conv=sparse"))
     raw = folder.parent / "floor.raw"
     _add_seed(disk, raw, _seed(host, cloud_config))
+    digest = _run("sha256sum", str(raw)).split()[0]
+    checked = f" floor.bytes={raw.stat().st_size} floor.sha256={digest}"
+    (folder / SCRIPT).write_text(_SCRIPT.format(more=""))
+    (folder / SPARSE_SCRIPT).write_text(_SCRIPT.format(more=" floor.dd=conv=sparse"))
+    (folder / CHECKED_SCRIPT).write_text(_SCRIPT.format(more=checked))
     _run("zstd", "-q", f"-{LEVEL}", "-T0", "-f", str(raw), "-o", str(folder / IMAGE))
     raw_mib = raw.stat().st_size / 2**20
     raw.unlink()

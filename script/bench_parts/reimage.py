@@ -6,23 +6,22 @@ turns in one run.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
-from provisioner.imaging.ramdisk import about, build_base, ramdisks_in
+from provisioner.imaging.ramdisk import about, ramdisks_in
 from provisioner.lab.lab import Lab
 from provisioner.lab.model import LabHost
-from provisioner.lab.site import LAB_KERNEL, Site, cache_directory, lab_profile
+from provisioner.lab.site import Site
 from script.bench_parts import boot_scripts
 from script.bench_parts.figures import Options, Result, Row, median, median_of
-from script.bench_parts.floor_image import SCRIPT, SPARSE_SCRIPT, FloorFiles, make_floor
+from script.bench_parts.floor_image import SCRIPT, SPARSE_SCRIPT, FloorFiles
 from script.bench_parts.machine import MIB
 from script.bench_parts.reimage_runs import STAGES, Run, prepare_host, run_floor, run_ours
+from script.bench_parts.reimage_site import bench_profile, enrol, floor_files
 
 VERSION: Final = "2026.11.1"
 RELEASE: Final = f"debian-12@{VERSION}"
 SMALL_MEMORY_MIB: Final = 768
-LOGIN: Final = "bench"
 
 
 @dataclass
@@ -43,29 +42,13 @@ def measure(options: Options) -> Result:
     wanted = [LabHost("bios"), LabHost("bios", memory_mib=SMALL_MEMORY_MIB)]
     with Lab.up(options.folder / "lab", wanted) as lab:
         site = Site.create(options.folder / "site", lab, say=options.say)
-        site.publish(VERSION)
-        profile = lab_profile(site.ssh_key, soak_s=0)
-        profile["cloud_config"]["users"][0]["name"] = LOGIN
-        files = _floor_files(options.folder, site, lab, profile["cloud_config"])
-        _enrol(site, profile)
+        profile = bench_profile(site)
+        files = floor_files(options.folder, site, site.publish(VERSION), profile)
+        enrol(site, profile)
         rounds = _take_turns(options, site, files)
         small = _small_host(options, site)
     scripts = boot_scripts.measure(options)
     return _result(site, files, rounds, small, scripts)
-
-
-def _floor_files(folder: Path, site: Site, lab: Lab, cloud_config: dict[str, Any]) -> FloorFiles:
-    site.say("the floor's image and initramfs")
-    base = build_base(LAB_KERNEL, cache_directory() / "ramdisk")
-    disk = site._built(VERSION) / "disk.raw"
-    return make_floor(folder / "floor", base, disk, lab.hosts[0], cloud_config)
-
-
-def _enrol(site: Site, profile: dict[str, Any]) -> None:
-    with site.running():
-        site.save_profile(**profile)
-        for host in site.lab.hosts:
-            site.enrol(host)
 
 
 def _take_turns(options: Options, site: Site, files: FloorFiles) -> Rounds:

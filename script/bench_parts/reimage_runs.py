@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from provisioner.client import Client
@@ -58,6 +59,7 @@ _FLOOR: Final = {
     "write": r"floor: begin",
     "written": r"floor: written",
     "synced": r"floor: synced",
+    "checked": r"floor: checked",
     "failed": r"floor: FAILED",
     **_NEW_SYSTEM,
 }
@@ -65,13 +67,17 @@ _FLOOR: Final = {
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds of each stage in order, of what happened within stages, and in all."""
+    """Seconds of each stage in order, of what happened within stages, and in all.
+
+    evidence is what the service keeps of an operation of ours.
+    """
 
     stages: dict[str, float]
     inner: dict[str, float]
     total_s: float
     service_peak_mib: float = 0.0
     service_by_name: Mapping[str, float] | None = None
+    evidence: Mapping[str, Any] = MappingProxyType({})
 
 
 def prepare_host(lab: Lab, host: Host) -> None:
@@ -113,7 +119,14 @@ def run_ours(site: Site, host: Host, release: str) -> Run:
         f"agent {name}": float(s) for name, s in operation["evidence"]["agent_seconds"].items()
     }
     inner |= {f"phase {name}": float(s) for name, s in operation["phase_seconds"].items()}
-    return Run(stages, inner, sum(stages.values()), watch.peak_mib, watch.peak_by_name)
+    return Run(
+        stages,
+        inner,
+        sum(stages.values()),
+        watch.peak_mib,
+        watch.peak_by_name,
+        operation["evidence"],
+    )
 
 
 def _wait(client: Client, operation_id: str) -> dict[str, Any]:
@@ -152,6 +165,8 @@ def run_floor(lab: Lab, host: Host, files: FloorFiles, script: str) -> Run:
         "floor dd": marks["written"].at - marks["write"].at,
         "floor sync": marks["synced"].at - marks["written"].at,
     }
+    if "checked" in marks:
+        inner["floor check"] = marks["checked"].at - marks["synced"].at
     return Run(stages, inner, sum(stages.values()))
 
 

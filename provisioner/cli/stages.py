@@ -46,6 +46,7 @@ class Stages:
         seconds = time.monotonic() - self._began
         stamped = f"[{seconds:5.1f} s] {clean(line)}"
         self.said.append(stamped)
+        self._told = ("", 0)
         if self._bar is not None:
             self._bar.stage(stamped)
         else:

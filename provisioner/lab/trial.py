@@ -88,7 +88,8 @@ def trial(
         _publish(archive, manifest, site)
         undo.callback(site.stop)
         site.start()
-        site.client().save_profile(PROFILE, _document(site, profile))
+        with site.client() as client:
+            client.save_profile(PROFILE, _document(site, profile))
         for host in lab.hosts:
             site.enrol(host)
         running = Trial(directory, lab, site)

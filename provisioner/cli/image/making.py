@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from provisioner.core.manifest import check_version
 from provisioner.errors import ProvisionerError, RequestError
 
 from ..output import output_option
@@ -69,14 +70,18 @@ def build(
 
     if parent and no_parent:
         raise RequestError("--parent and --no-parent contradict each other")
+    check_version(version)
     until = expiry(expires_at, expires_in, now=datetime.now(UTC))
     source = find_recipe(recipe)
     loaded = load_recipe(source)
     loaded = loaded.with_kernel(kernel) if kernel else loaded
     wanted = Wanted(loaded, source, version, until, minimum_version)
-    with opened(config) as site, Stages() as stages, _logged(cache / "logs", wanted, stages):
+    with opened(config) as site, Stages() as stages:
         base = None if no_parent else _parent(site, loaded, parent)
-        published = _build(site, wanted, base, cache / "images", stages)
+        if site.archive.find(loaded.image, version):
+            stages.say(f"{wanted.name} is published already; this must come out the same")
+        with _logged(cache / "logs", wanted, stages):
+            published = _build(site, wanted, base, cache / "images", stages)
     show_published(published, output)
 
 
@@ -112,6 +117,9 @@ def _build(
     from provisioner.imaging.build import built_image
     from provisioner.imaging.parent import parent_of
 
+    def fetching(_phase: str, done_bytes: int, total_bytes: int) -> None:
+        stages.progress("fetching", done_bytes, total_bytes)
+
     publisher = site.publisher()
     with ExitStack() as open_:
         base = None
@@ -119,7 +127,7 @@ def _build(
             stages.say("no parent: this is built from nothing")
         else:
             stages.say(f"fetching the parent, {parent.name}")
-            base = open_.enter_context(parent_of(site.archive, parent, cache, stages.progress))
+            base = open_.enter_context(parent_of(site.archive, parent, cache, fetching))
         built = open_.enter_context(
             built_image(
                 wanted.recipe,

@@ -8,7 +8,14 @@ import json
 import threading
 from typing import Any, Final
 
-from provisioner.agent.http import Buffer, Connection, Origin, lazy_buffer, pinned_context
+from provisioner.agent.http import (
+    AnswerTooLarge,
+    Buffer,
+    Connection,
+    Origin,
+    lazy_buffer,
+    pinned_context,
+)
 from provisioner.agent.patience import OutOfPatience, keep_trying
 from provisioner.agent.problems import (
     ChunkUnavailable,
@@ -23,6 +30,7 @@ FILE_TIMEOUT_S: Final = 20.0
 # The service may be restarting, which must not fail a deployment.
 PATIENCE_S: Final = 600.0
 REPORT_PATIENCE_S: Final = 60.0
+OK: Final = 200
 # Answers that mean "not now": asked again. All other errors are final.
 BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -66,7 +74,7 @@ class ServiceClient:
                 f"the service did not answer {path} for {patience_s:.0f} s", found=str(error)
             ) from error
         answer = _object(path, data)
-        if status == 200:
+        if status == OK:
             return answer
         raise ServiceRefused(
             f"the service refused {path}: {answer.get('detail') or answer.get('title') or status}",
@@ -113,20 +121,33 @@ class FileClient:
         or could not be fetched in time.
         """
         try:
-            status, length = keep_trying(lambda: self.get(path, into), patience_s=self._patience_s)
+            status, length = keep_trying(
+                lambda: self._get_what_fits(path, into), patience_s=self._patience_s
+            )
         except OutOfPatience as error:
             raise ChunkUnavailable(
                 f"could not fetch {path} for {self._patience_s:.0f} s", found=str(error)
             ) from error
-        if status != 200:
+        if status != OK:
             raise FileMissing(
-                f"the service does not have {path}", expected="200", found=str(status)
+                f"the service does not have {path}", expected=str(OK), found=str(status)
             )
         return length
 
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
+
+    def _get_what_fits(self, path: str, into: Buffer) -> tuple[int, int]:
+        try:
+            return self.get(path, into)
+        except AnswerTooLarge as error:
+            raise ChunkUnavailable(
+                f"{path} is larger than it can be",
+                expected=f"at most {len(into)} bytes",
+                found=str(error),
+                hint="check the release in the archive: provisioner image verify",
+            ) from error
 
 
 def _object(path: str, data: bytes) -> dict[str, Any]:

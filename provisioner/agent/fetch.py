@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from provisioner.agent.client import FileClient
+from provisioner.agent.client import OK, PATIENCE_S, FileClient
 from provisioner.agent.disk_io import chunk_buffer
 from provisioner.agent.frames import Unpacker
-from provisioner.agent.http import BodyCut, lazy_buffer
+from provisioner.agent.http import AnswerTooLarge, BodyCut, lazy_buffer
 from provisioner.agent.patience import FIRST_PAUSE_S, PAUSE_MAX_S
 from provisioner.agent.problems import ChunkCorrupt, ChunkUnavailable
 from provisioner.agent.progress import Progress
@@ -24,8 +24,6 @@ from provisioner.core.manifest import Manifest
 
 # How often the service may send a chunk wrong in a batch, before it is asked for otherwise.
 CORRUPT_TRIES_MAX: Final = 3
-PATIENCE_S: Final = 600.0
-OK: Final = 200
 
 
 def buffer_bytes(chunk_bytes: int) -> int:
@@ -166,6 +164,8 @@ class ChunkFetcher:
             status, length = self._client(self._sources.service).get(path, self._packed)
         except BodyCut as error:
             cut, status, length = error, error.status, error.received
+        except AnswerTooLarge:
+            status = length = 0
         self._progress.add(fetched=length)
         if status != OK:
             for chunk in wanted:
@@ -195,6 +195,10 @@ class ChunkFetcher:
         except BodyCut as error:
             self._progress.add(fetched=error.received)
             raise
+        except AnswerTooLarge as error:
+            chunk.found = str(error)
+            chunk.verdicts[source] = "sent too much"
+            return False
         self._progress.add(fetched=length)
         if status != OK:
             chunk.verdicts[source] = f"answered {status}"

@@ -35,6 +35,10 @@ class HttpBroken(OSError):
     """The connection ended early, or what came was not an answer we understand."""
 
 
+class AnswerTooLarge(HttpBroken):
+    """The answer does not fit into the buffer that was given for it. Asking again is no use."""
+
+
 class BodyCut(HttpBroken):
     """The answer ended within its body; its first `received` bytes are in the buffer."""
 
@@ -120,8 +124,8 @@ class Connection:
         """Send one request; return its status and how many bytes of body are now in `into`.
 
         Raises OSError when no whole answer came: BodyCut when it ended within its body,
-        HttpBroken when it is not one, or when the body does not fit into `into`. The
-        connection is closed then, and may be used again.
+        AnswerTooLarge when that does not fit into `into`, HttpBroken when it is no answer.
+        The connection is closed then, and may be used again.
         """
         try:
             connection = self._open()
@@ -156,8 +160,10 @@ class Connection:
     def _receive(self, connection: socket.socket, into: Buffer) -> tuple[int, int]:
         head, rest = _read_head(connection)
         status, length, keeps = _understand(head)
-        if length > len(into) or len(rest) > length:
-            raise HttpBroken(f"an answer of {length} bytes, where {len(into)} are the limit")
+        if length > len(into):
+            raise AnswerTooLarge(f"an answer of {length} bytes, where {len(into)} are the limit")
+        if len(rest) > length:
+            raise HttpBroken(f"more than the {length} bytes that were announced")
         with memoryview(into) as view:
             view[: len(rest)] = rest
             have = len(rest)

@@ -207,6 +207,13 @@ def test_a_length_that_is_wrong_spoils_no_other_chunk(
     assert service.fetched.count(path) == 1
 
 
+def test_more_than_a_chunk_can_be_is_not_waited_for(release: Release, service: Service) -> None:
+    """A file that grew in the store fails at once, and does not use up all patience."""
+    break_chunk(service, release, bytes(8 * MIB))
+    with pytest.raises(ChunkCorrupt, match="sent too much"):
+        fetched(release, sources(release, service), patience_s=600)
+
+
 # --- other places ---------------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ def buffer_bytes(chunk_bytes: int) -> int:
     return count * (chunk_bytes + frame_bytes_max(chunk_bytes) + LENGTH.size)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Chunk:
     """One chunk that is still wanted, its place in the buffer, and what was tried.
 

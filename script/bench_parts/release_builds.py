@@ -20,8 +20,6 @@ from provisioner.lab.site import cache_directory
 from script.bench_parts.figures import Say
 from script.bench_parts.release_history import Step, Update, history, small_update, updates_of
 
-# As the other benches and the lab use it, so that it is built once for all.
-NOW: Final = "2026.11.1"
 OTHER_IMAGE: Final = "debian-12-web"
 # What the references are compressed with.
 REFERENCE_LEVEL: Final = 3
@@ -65,7 +63,7 @@ def build_store(folder: Path, say: Say) -> Store:
     say("releases (the first time they are built: about 25 minutes)")
     builder = _Builder(folder, say)
     recipe = lab_recipe()
-    current = builder.release(recipe, NOW)
+    current = builder.release(recipe, "bench-now")
     updates = updates_of(recipe, current.packages)
     steps = history(recipe, updates)
     successive: list[Manifest] = []
@@ -90,8 +88,9 @@ class _Builder:
         self._signer = load_signing_key(folder / "bench.key")
         policy = TrustPolicy((public_hex(self._signer.public_key()),))
         self.archive = Archive(FileBlobs(folder / "store"), policy, folder / "lock")
-        cache = cache_directory()
-        self._shelf = Shelf(cache / "lab-images", cache / "images", say)
+        # Apart from the lab's: a dozen base trees would push its own out.
+        cache = cache_directory() / "bench"
+        self._shelf = Shelf(cache / "releases", cache, say)
 
     def release(self, recipe: Recipe, version: str, parent: Manifest | None = None) -> Manifest:
         base = (self.archive, parent) if parent else None

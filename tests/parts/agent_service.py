@@ -217,7 +217,7 @@ class Service:
             return 200, {"permitted": True, "expires_in_s": self.expires_in_s}
         if name == "seed":
             return (200, SEED) if len(self.told("seed")) == 1 else (410, {"code": "gone"})
-        if name in ("done", "failed"):
+        if name in ("done", "compared", "failed"):
             self.ended.set()
         answers: dict[str, dict[str, Any]] = {
             "progress": {"go_on": True},

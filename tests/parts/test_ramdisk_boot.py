@@ -110,6 +110,26 @@ def test_a_virtual_host_deploys_a_release(tmp_path: Path, release: Release) -> N
     )
 
 
+def test_a_virtual_host_is_compared_with_its_release(tmp_path: Path, release: Release) -> None:
+    """Deployed, changed in one place, and looked at: the change is found, and stays."""
+    with virtual_host(tmp_path, release) as host:
+        host.disk.write_bytes(b"\xa5" * 128 * MIB)
+        host.run()
+        with host.disk.open("r+b") as file:
+            file.seek(40 * MIB)
+            file.write(b"changed")
+        before = host.disk.read_bytes()
+        host.service.calls.clear()
+        host.service.hello = deployment(release, kind="verification", mode="verify")
+        host.run()
+        assert not host.service.told("failed"), host.service.told("failed")
+        assert not host.service.told("authorise")
+        [compared] = host.service.told("compared")
+    assert compared["compared_chunks"] == 64 * MIB // CHUNK
+    assert (compared["differing_chunks"], compared["differing_bytes"]) == (1, CHUNK)
+    assert host.disk.read_bytes() == before
+
+
 def test_without_what_the_firmware_got_it_asks_by_dhcp_and_an_inspection_writes_nothing(
     tmp_path: Path, release: Release
 ) -> None:

@@ -79,7 +79,7 @@ def trial(
         site = Site.create(
             directory / "site",
             lab,
-            changes={"limits": _limits(profile)},
+            changes={"limits": limits_of(profile)},
             trusted=trusted,
             cache=cache,
             say=say,
@@ -89,7 +89,7 @@ def trial(
         undo.callback(site.stop)
         site.start()
         with site.client() as client:
-            client.save_profile(PROFILE, _document(site, profile))
+            client.save_profile(PROFILE, document_of(site.ssh_key, profile))
         for host in lab.hosts:
             site.enrol(host)
         running = Trial(directory, lab, site)
@@ -156,15 +156,15 @@ def _publish(archive: Archive, manifest: Manifest, site: Site) -> None:
         service.close()
 
 
-def _limits(profile: Mapping[str, Any] | None) -> dict[str, object]:
+def limits_of(profile: Mapping[str, Any] | None) -> dict[str, object]:
     """Return how long a release that is not healthy is waited for."""
     soak_s = (profile or {}).get("health", {}).get("soak_s", SOAK_DEFAULT_S)
     return {"booting_s": BOOTING_LIMIT_S, "proving_s": int(soak_s) + PROVING_MORE_S}
 
 
-def _document(site: Site, profile: Mapping[str, Any] | None) -> dict[str, Any]:
+def document_of(ssh_key: Path, profile: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the profile to try: the given one, with the rack's own network and disk."""
-    own = lab_profile(site.ssh_key)
+    own = lab_profile(ssh_key)
     if profile is None:
         return own
     return {**profile, **{key: own[key] for key in _OF_THE_RACK}}

@@ -230,17 +230,17 @@ class Ext4:
             runs.append(Run(place, end - place, None))
         return runs
 
-    def _extents(self, node: bytes, depth_max: int) -> Iterator[Run]:
-        """Yield the extents below a node of the extent tree."""
-        magic, count, _, depth = struct.unpack_from("<HHHH", node)
-        if magic != _EXTENT_MAGIC or depth > depth_max or 12 * (count + 1) > len(node):
+    def _extents(self, branch: bytes, depth_max: int) -> Iterator[Run]:
+        """Yield the extents below one part of the extent tree."""
+        magic, count, _, depth = struct.unpack_from("<HHHH", branch)
+        if magic != _EXTENT_MAGIC or depth > depth_max or 12 * (count + 1) > len(branch):
             raise _refused("a sound extent tree", f"magic {magic:#x}, depth {depth}")
         for number in range(1, count + 1):
             if depth:
-                _, low, high = struct.unpack_from("<IIH", node, 12 * number)
+                _, low, high = struct.unpack_from("<IIH", branch, 12 * number)
                 yield from self._extents(self._block(low | high << 32), depth - 1)
                 continue
-            logical, length, high, low = struct.unpack_from("<IHHI", node, 12 * number)
+            logical, length, high, low = struct.unpack_from("<IHHI", branch, 12 * number)
             is_written = length <= _EXTENT_BLOCKS_MAX
             length -= 0 if is_written else _EXTENT_BLOCKS_MAX
             yield Run(logical, length, low | high << 32 if is_written else None)

@@ -141,7 +141,7 @@ def _create(made: Plan, entry: FileEntry, links: int, tree: Path, values: Path) 
     path = entry.path
     if entry.hardlink is not None:
         # `ln` does not make room in a full folder; making and removing a pipe does.
-        _make_node(made, path, "p")
+        _make_special(made, path, "p")
         made.add("rm", path)
         made.add("ln", entry.hardlink, path)
         return
@@ -153,7 +153,7 @@ def _create(made: Plan, entry: FileEntry, links: int, tree: Path, values: Path) 
         made.add("symlink", path, entry.target or "")
     else:
         numbers = [str(number) for number in entry.device or ()]
-        _make_node(made, path, entry.type[0] if numbers else "p", *numbers)
+        _make_special(made, path, entry.type[0] if numbers else "p", *numbers)
     _attributes(made, _as_created(entry), entry)
     made.add("sif", path, "mtime", f"@{entry.mtime}")
     _xattrs(made, {}, entry, values)
@@ -161,7 +161,7 @@ def _create(made: Plan, entry: FileEntry, links: int, tree: Path, values: Path) 
         made.add("sif", path, "links_count", str(links))
 
 
-def _make_node(made: Plan, path: str, *words: str) -> None:
+def _make_special(made: Plan, path: str, *words: str) -> None:
     # `mknod` takes a name for the current folder, and would put a slash into it.
     folder, _, name = path.rpartition("/")
     made.add("cd", folder or "/")

@@ -21,7 +21,7 @@ _KINDS: Final[dict[int, Kind]] = {
     stat.S_IFIFO: "fifo",
 }
 # Labels by the policy of the machine that builds, which mean nothing elsewhere.
-_XATTRS_OF_THIS_MACHINE: Final = frozenset({"security.selinux"})
+_XATTRS_OF_THE_BUILDER: Final = frozenset({"security.selinux"})
 
 
 def read_tree(top: Path) -> tuple[FileEntry, ...]:
@@ -105,5 +105,5 @@ def _xattrs(path: bytes) -> dict[str, str]:
     return {
         name: os.getxattr(path, name, follow_symlinks=False).hex()
         for name in sorted(os.listxattr(path, follow_symlinks=False))
-        if name not in _XATTRS_OF_THIS_MACHINE
+        if name not in _XATTRS_OF_THE_BUILDER
     }

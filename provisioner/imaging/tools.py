@@ -24,6 +24,7 @@ PACKAGE_OF: Final = {
     "mmd": "mtools",
     "mke2fs": "e2fsprogs",
     "debugfs": "e2fsprogs",
+    "e2fsck": "e2fsprogs",
     "grub-mkimage": "grub-common",
     "qemu-img": "qemu-utils",
     "setpriv": "util-linux",

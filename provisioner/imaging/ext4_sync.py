@@ -36,6 +36,7 @@ ext4 = {
 features = has_journal,extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,extra_isize
 }
 """
+_PIECE_BYTES: Final = 256 * BLOCK_BYTES
 _ZEROS: Final = bytes(BLOCK_BYTES)
 # debugfs's first line of messages is always its name and version.
 _BANNER: Final = re.compile(r"debugfs \d\S* \(\S+\)")
@@ -172,11 +173,12 @@ def _overwrite(file: FileIO, system: Ext4, path: str, tree: Path) -> None:
     """Write a file's content into the blocks it has in the image."""
     with Path(f"{tree}{path}").open("rb") as source:
         for part in system.runs(path):
-            data = source.read(part.count * BLOCK_BYTES)
             if part.physical is None:
                 raise ToolFailed(f"{path} has no blocks for all of its content")
-            data = data.ljust(part.count * BLOCK_BYTES, b"\0")
-            write_all(file, part.physical * BLOCK_BYTES, data)
+            start = part.physical * BLOCK_BYTES
+            for place in range(start, start + part.count * BLOCK_BYTES, _PIECE_BYTES):
+                length = min(_PIECE_BYTES, start + part.count * BLOCK_BYTES - place)
+                write_all(file, place, source.read(length).ljust(length, b"\0"))
 
 
 def _clear_unused(file: FileIO, system: Ext4) -> None:

@@ -36,8 +36,10 @@ from .manifest_fields import is_digest as is_digest
 from .manifest_fields import is_release_id as is_release_id
 
 FORMAT: Final = 2
-# A 64 GiB image in 64 KiB chunks makes a manifest of 70 MB; beyond it, use larger chunks.
-MANIFEST_BYTES_MAX: Final = 96 * 1024 * 1024
+# The agent holds a manifest in memory several times over while it checks it, in a ramdisk: so
+# many chunks take about 140 MiB. Larger images are cut into larger chunks.
+CHUNKS_MAX: Final = 1 << 18
+MANIFEST_BYTES_MAX: Final = 32 * 1024 * 1024
 CHUNK_BYTES_MIN: Final = 64 * 1024
 CHUNK_BYTES_MAX: Final = 16 * 1024 * 1024
 PARTITIONS_MAX: Final = 128
@@ -316,6 +318,8 @@ def _check_chunks(manifest: Manifest) -> None:
     if manifest.chunk_bytes & (manifest.chunk_bytes - 1):
         raise wrong("chunk_bytes", "a power of two", manifest.chunk_bytes)
     expected = -(-manifest.size_bytes // manifest.chunk_bytes)
+    if expected > CHUNKS_MAX:
+        raise wrong("chunk_bytes", f"at most {CHUNKS_MAX} chunks in an image", expected)
     if len(manifest.chunks) != expected:
         raise wrong("chunks", f"{expected} for this size", len(manifest.chunks))
     for digest in manifest.chunks:

@@ -12,7 +12,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from provisioner.core.manifest import Manifest
+from provisioner.core.manifest import CHUNKS_MAX, Manifest
 from provisioner.core.trust import SIGNATURES_BYTES_MAX, parse_signatures, signatures_to_bytes
 from provisioner.errors import Conflict, RequestError, TrustError
 from provisioner.imaging import signing
@@ -53,7 +53,9 @@ class Publisher:
         *,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
-        """Raises TrustError for a signer that the archive does not trust."""
+        """chunk_bytes is the size of chunks, where an image is not so large that it has to be
+        more. Raises TrustError for a signer that the archive does not trust.
+        """
         own = {signing.public_hex(one.public_key()) for one in signers}
         if not own or not own <= set(archive.policy.keys):
             raise TrustError(
@@ -122,7 +124,8 @@ class Publisher:
             raise RequestError(f"{raw.name} has no partition {facts.root_partition}")
         size_bytes = raw.stat().st_size
         span = (root[0].start_bytes, root[0].size_bytes) if root else (0, size_bytes)
-        writer = ChunkWriter(raw, self.archive.blobs, self._chunk_bytes)
+        chunk_bytes = chunk_bytes_for(size_bytes, self._chunk_bytes)
+        writer = ChunkWriter(raw, self.archive.blobs, chunk_bytes)
         undo.callback(self._forget, writer)
         with ThreadPoolExecutor(1) as beside:
             digesting = beside.submit(digest_of_span, raw, *span)
@@ -131,7 +134,7 @@ class Publisher:
         kept = {one: getattr(facts, one) for one in _COPIED}
         manifest = Manifest(
             size_bytes=size_bytes,
-            chunk_bytes=self._chunk_bytes,
+            chunk_bytes=chunk_bytes,
             chunks=tuple(chunked.chunks),
             root_digest=root_digest,
             partitions=partitions,
@@ -145,6 +148,13 @@ class Publisher:
     def _forget(self, writer: ChunkWriter) -> None:
         for name in writer.result.added:
             self.archive.blobs.delete(name)
+
+
+def chunk_bytes_for(size_bytes: int, wanted: int) -> int:
+    """Return the size of chunks for an image: what is wanted, doubled until they are few enough."""
+    while -(-size_bytes // wanted) > CHUNKS_MAX:
+        wanted *= 2
+    return wanted
 
 
 def published_as(archive: Archive, manifest: Manifest) -> Manifest | None:

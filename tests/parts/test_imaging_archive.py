@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from provisioner.core.manifest import Manifest
+from provisioner.core.manifest import CHUNKS_MAX, Manifest
 from provisioner.core.trust import TrustPolicy
 from provisioner.errors import Conflict, NotFound, RequestError, TrustError, Unavailable
 from provisioner.imaging import signing
@@ -130,6 +130,15 @@ def test_last_chunk_may_be_short(archive: Archive, tmp_path: Path) -> None:
     assert manifest.chunk_length(len(manifest.chunks) - 1) == 512
     archive.write_image(manifest, tmp_path / "again.raw")
     assert (tmp_path / "again.raw").read_bytes() == disk.read_bytes()
+
+
+def test_a_huge_image_is_cut_into_chunks_that_an_agent_has_memory_for(
+    archive: Archive, tmp_path: Path
+) -> None:
+    disk = make_disk(tmp_path / "huge.raw", b"x", size_bytes=20 * KIB * MIB)
+    manifest = publish(archive, disk, FACTS)
+    assert manifest.chunk_bytes == 2 * CHUNK
+    assert len(manifest.chunks) == 20 * KIB * MIB // (2 * CHUNK) <= CHUNKS_MAX
 
 
 def test_two_releases_share_their_chunks(archive: Archive, disk: Path) -> None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .service.transitions import Transitions
     from .service.worker import Worker
     from .store.durable import DbosEffectWorker
+    from .web.file_source import FileSource
 
 # Held by whoever changes the archive.
 ARCHIVE_LOCK: Final = "archive.lock"
@@ -312,7 +313,17 @@ def api_app(service: Service) -> Flask:
 def boot_app(service: Service) -> Flask:
     from .web.boot import create_app
 
-    return create_app(service)
+    return create_app(service, files_of(service))
+
+
+def files_of(service: Service) -> FileSource:
+    """Return where the boot listener's files are: releases perhaps in a bucket."""
+    from .web.file_source import LocalFiles, StoredElsewhere
+
+    here = LocalFiles(service.settings.data_dir)
+    if service.settings.keys.s3 is None:
+        return here
+    return StoredElsewhere(here, service.archive.blobs.read)
 
 
 def agent_app(service: Service) -> Flask:

@@ -35,7 +35,7 @@ from provisioner.service.boot import BootService
 from provisioner.settings import Settings
 
 from .bodies import peer
-from .file_source import LocalFiles
+from .file_source import FileSource, LocalFiles
 from .files import add_files
 from .problems import install_problems
 
@@ -59,8 +59,8 @@ class BootListener(Protocol):
     def settings(self) -> Settings: ...
 
 
-def create_app(service: BootListener) -> Flask:
-    """Return the WSGI application."""
+def create_app(service: BootListener, files: FileSource | None = None) -> Flask:
+    """Return the WSGI application. Without `files`, all of them lie below data_dir."""
     settings = service.settings
     urls = BootUrls(boot=settings.boot.url, agent=settings.agent.url)
     app = Flask("provisioner.boot", static_folder=None)
@@ -80,7 +80,8 @@ def create_app(service: BootListener) -> Flask:
     def told(loader: Loader) -> BootPlan:
         return _told(decide(loader), settings.ramdisk.kernel_arguments)
 
-    add_files(app, LocalFiles(settings.data_dir), accel=settings.boot.accel)
+    source = files or LocalFiles(settings.data_dir)
+    add_files(app, source, accel=settings.boot.accel)
 
     @app.get("/boot/ipxe")
     def boot_script() -> Response:

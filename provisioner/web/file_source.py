@@ -1,8 +1,16 @@
 """Where the boot listener's immutable files come from. Decides nothing about requests."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
+
+from provisioner.core.manifest import MANIFEST_BYTES_MAX
+from provisioner.errors import NotFound
+
+# A batch is up to 64 chunks, and an object store takes some milliseconds to find each.
+READS_AT_ONCE_MAX: Final = 32
+_OF_RELEASES: Final = ("releases/", "chunks/")
 
 
 class FileSource(Protocol):
@@ -41,3 +49,33 @@ class LocalFiles:
     def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
         """Return the bytes of several files."""
         return [self.read(path) for path in paths]
+
+
+class StoredElsewhere:
+    """Ramdisks from this machine, and all that belongs to releases from where they are kept.
+
+    read returns a file by its path, at most so many bytes of it, or raises NotFound. Safe to
+    use from several threads.
+    """
+
+    def __init__(self, here: LocalFiles, read: Callable[[str, int], bytes]) -> None:
+        self._here = here
+        self._read = read
+        self._pool = ThreadPoolExecutor(READS_AT_ONCE_MAX, thread_name_prefix="store")
+
+    def local(self, path: str) -> Path | None:
+        """Return the path of a file on this machine; what belongs to a release is not here."""
+        return None if path.startswith(_OF_RELEASES) else self._here.local(path)
+
+    def read(self, path: str) -> bytes | None:
+        """Return the file's bytes. Raises Unavailable when the store does not answer."""
+        if not path.startswith(_OF_RELEASES):
+            return self._here.read(path)
+        try:
+            return self._read(path, MANIFEST_BYTES_MAX)
+        except NotFound:
+            return None
+
+    def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
+        """Return the bytes of several files, fetched side by side."""
+        return list(self._pool.map(self.read, paths))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ..connection import connected
-from ..output import output_option, show, show_one
+from ..output import output_option, show, show_one, text_of
 
 if TYPE_CHECKING:
     from provisioner.client import Client
@@ -103,4 +103,5 @@ def _commit(source: dict[str, Any] | None) -> str | None:
 
 def _outcome(test: dict[str, Any]) -> str:
     word = "healthy" if test["is_healthy"] else "not healthy"
-    return f"{word} on {'+'.join(test['firmware'])} with profile {test['profile']} at {test['at']}"
+    where = f"on {'+'.join(test['firmware'])} with profile {test['profile']}"
+    return f"{word} {where} at {text_of('at', test['at'])}"

@@ -32,8 +32,10 @@ def main() -> None:
     args = parse_boot_args(kernel)
     path = Path(wish["disk"])
     disk = Disk(path.name, "bench", None, path.stat().st_size, False, "virtio")
-    # This machine's own names are no host's.
-    found = inventory() | {"disks": [disk.as_dict()], "nics": [], "uuid": None, "serial": None}
+    # The host is the one that the service waits for, and not this machine.
+    nic = {"name": "eth0", "mac": wish["mac"], "link": True}
+    own = {"disks": [disk.as_dict()], "nics": [nic], "uuid": None, "serial": None}
+    found = inventory() | own
     client = ServiceClient(args.agent, wish["ca"])
     session = say_hello(client, args.ticket, found, patience_s=PATIENCE_S)
     progress = Progress()

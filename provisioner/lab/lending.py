@@ -55,7 +55,7 @@ def lend(
         stored_bytes += target.blobs.size(name) or 0
     files = {
         name.rpartition("/")[2]: source.blobs.read(name, ATTACHMENT_BYTES_MAX)
-        for name in list(source.blobs.names(f"{folder}/"))
+        for name, _ in list(source.blobs.sizes(f"{folder}/"))
     }
     if signers:
         signatures = signing.sign(manifest.to_bytes(), signers)

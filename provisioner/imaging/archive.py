@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +33,7 @@ from provisioner.core.trust import (
     SIGNATURES_BYTES_MAX,
     TrustPolicy,
     check_release,
+    check_signatures,
     parse_signatures,
     signatures_to_bytes,
 )
@@ -38,17 +41,19 @@ from provisioner.errors import Conflict, NotFound, RequestError, TrustError, Una
 from provisioner.imaging import signing
 from provisioner.imaging.blobs import Blobs, FileBlobs
 from provisioner.imaging.chunks import (
-    CHUNK_BYTES,
     read_chunk,
 )
 
 # Kept free for everything else on that file system, the database above all.
 SPACE_RESERVE_BYTES: Final = 256 * 1024 * 1024
 RELEASES_MAX: Final = 10_000
-IMAGE_BYTES_MAX: Final = 1 << 40
 ATTACHMENT_BYTES_MAX: Final = 256 * 1024 * 1024
 LOG_BYTES_MAX: Final = 16 * 1024 * 1024
+MANIFEST: Final = "manifest.json"
+SIGNATURES: Final = "manifest.sig"
 _DIGEST_BYTES: Final = 64
+# Where chunks come from a bucket, most of the time of one goes into waiting.
+READERS: Final = 8
 # Attachments and logs are text, written once and read often.
 _TEXT_LEVEL: Final = 12
 
@@ -103,13 +108,11 @@ class Archive:
         policy: TrustPolicy,
         lock_file: Path,
         *,
-        chunk_bytes: int = CHUNK_BYTES,
         space_reserve_bytes: int = SPACE_RESERVE_BYTES,
     ) -> None:
         self.blobs = blobs
         self.policy = policy
         self._lock_file = lock_file
-        self._chunk_bytes = chunk_bytes
         self._space_reserve_bytes = space_reserve_bytes
 
     def load(self, digest: str) -> Manifest:
@@ -119,6 +122,14 @@ class Archive:
         release, TrustError when it is not the one that was published.
         """
         return self._load(digest)[0]
+
+    def by_digest(self, digest: str) -> Manifest:
+        """Return the manifest with this digest, whoever signed it.
+
+        For who has the digest from a place to trust, such as the database. Raises NotFound,
+        and TrustError when the bytes are others.
+        """
+        return _parsed(self._manifest_bytes(digest), digest)
 
     def signed_by(self, digest: str) -> set[str]:
         """Return the ids of the trusted keys that signed this release; raises as `load` does."""
@@ -136,8 +147,18 @@ class Archive:
             self.attachment(manifest, name)
         return manifest
 
+    def check_signed(self, digest: str) -> Manifest:
+        """Return the manifest of a release that a disk may be compared with, also when it
+        may be deployed no more.
+
+        Raises what `load` raises, and TrustError for too few signatures.
+        """
+        manifest, valid = self._load(digest)
+        check_signatures(manifest, valid, self.policy, channel=None)
+        return manifest
+
     def releases(self) -> list[Manifest]:
-        """Return every sound release, by image and time. `damaged` tells of the others."""
+        """Return every sound release, by image and time. `verify` tells of the others."""
         loaded = []
         for digest in self.digests():
             with contextlib.suppress(TrustError, NotFound):
@@ -146,8 +167,8 @@ class Archive:
 
     def digests(self) -> list[str]:
         """Return the digests of all releases, sound or not, sorted."""
-        names = self.blobs.names("releases/")
-        found = {name.split("/")[1] for name in names if name.endswith("/manifest.json")}
+        names = (name for name, _ in self.blobs.sizes("releases/"))
+        found = {name.split("/")[1] for name in names if name.endswith(f"/{MANIFEST}")}
         return sorted(digest for digest in found if is_digest(digest))
 
     def find(self, image: str, version: str) -> Manifest | None:
@@ -194,14 +215,25 @@ class Archive:
         try:
             with target.open("xb") as disk:
                 disk.truncate(manifest.size_bytes)
-                for index, digest in manifest.stored_chunks():
-                    data = read_chunk(self.blobs, digest, manifest.chunk_length(index))
+                for index, data in self._chunks(manifest):
                     disk.seek(index * manifest.chunk_bytes)
                     disk.write(data)
                     progress("writing", index * manifest.chunk_bytes, manifest.size_bytes)
         except (TrustError, NotFound, OSError):
             target.unlink(missing_ok=True)
             raise
+
+    def _chunks(self, manifest: Manifest) -> Iterator[tuple[int, bytes]]:
+        """Yield the stored chunks in order, several of them being read at a time."""
+
+        def read(stored: tuple[int, str]) -> tuple[int, bytes]:
+            index, digest = stored
+            return index, read_chunk(self.blobs, digest, manifest.chunk_length(index))
+
+        stored = manifest.stored_chunks()
+        with ThreadPoolExecutor(READERS) as pool:
+            while batch := list(itertools.islice(stored, 4 * READERS)):
+                yield from pool.map(read, batch)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -237,35 +269,45 @@ class Archive:
 
         What is written is given to undo, to be taken away again.
         """
+        if len(self.digests()) >= RELEASES_MAX:
+            raise Conflict(f"the archive holds {RELEASES_MAX} releases, its limit")
         folder = folder_of(manifest.digest)
-        for file in sorted(files, key=lambda file: file == "manifest.json"):
+        for file in sorted(files, key=lambda file: file == MANIFEST):
             undo.callback(self.blobs.delete, f"{folder}/{file}")
             self.blobs.write(f"{folder}/{file}", files[file])
         name = name_of(manifest.image, manifest.version)
         undo.callback(self.blobs.delete, name)
         self.blobs.write(name, manifest.digest.encode("ascii"))
 
+    def add_signatures(self, manifest: Manifest, added: Mapping[str, bytes]) -> None:
+        """Keep further signatures beside a release. Only for who holds the lock."""
+        known = self.signatures(manifest.digest)
+        if merged := {**known, **added}:
+            name = f"{folder_of(manifest.digest)}/{SIGNATURES}"
+            self.blobs.write(name, signatures_to_bytes(merged))
+
+    def signatures(self, digest: str) -> dict[str, bytes]:
+        """Return {key id: signature} as they lie beside the manifest. Nothing is verified."""
+        name = f"{folder_of(digest)}/{SIGNATURES}"
+        return parse_signatures(self.blobs.read(name, SIGNATURES_BYTES_MAX + 1))
+
     def _load(self, digest: str) -> tuple[Manifest, set[str]]:
-        folder = folder_of(digest)
-        try:
-            data = self.blobs.read(f"{folder}/manifest.json", MANIFEST_BYTES_MAX + 1)
-            packed = self.blobs.read(f"{folder}/manifest.sig", SIGNATURES_BYTES_MAX + 1)
-        except NotFound as error:
-            raise NotFound(f"no release {digest} in the archive") from error
-        valid = signing.valid_keys(data, parse_signatures(packed), self.policy)
+        data = self._manifest_bytes(digest)
+        valid = signing.valid_keys(data, self.signatures(digest), self.policy)
         if not valid:
             raise TrustError(
                 f"release {digest} is signed by no trusted key",
                 expected=f"a signature by one of {len(self.policy.keys)} trusted keys",
                 found="none",
-                hint="was its key retired? sign it again: provisioner image sign",
+                hint="was its key dropped? sign it again: provisioner image sign",
             )
-        manifest = Manifest.parse(data)
-        if manifest.digest != digest:
-            raise TrustError(
-                "a release stands under another's name", expected=digest, found=manifest.digest
-            )
-        return manifest, valid
+        return _parsed(data, digest), valid
+
+    def _manifest_bytes(self, digest: str) -> bytes:
+        try:
+            return self.blobs.read(f"{folder_of(digest)}/{MANIFEST}", MANIFEST_BYTES_MAX + 1)
+        except NotFound as error:
+            raise NotFound(f"no release {digest} in the archive") from error
 
     def unpacked(self, name: str, limit_bytes: int) -> bytes:
         """Return what is in a blob that is one zstd frame, unpacked to at most limit_bytes."""
@@ -280,6 +322,13 @@ class Archive:
             )
         except zstandard.ZstdError as error:
             raise TrustError(f"{name} is damaged", found="not a whole zstd frame") from error
+
+
+def _parsed(data: bytes, digest: str) -> Manifest:
+    found = hashlib.sha256(data).hexdigest()
+    if found != digest:
+        raise TrustError("a release stands under another's name", expected=digest, found=found)
+    return Manifest.parse(data)
 
 
 def folder_of(digest: str) -> str:
@@ -302,9 +351,9 @@ def release_files(
     """Return a release's own files by name, as they are stored."""
     pack = zstandard.ZstdCompressor(level=_TEXT_LEVEL).compress
     return {
-        "manifest.json": manifest.to_bytes(),
-        "manifest.json.zst": pack(manifest.to_bytes()),
-        "manifest.sig": signatures_to_bytes(signatures),
+        MANIFEST: manifest.to_bytes(),
+        f"{MANIFEST}.zst": pack(manifest.to_bytes()),
+        SIGNATURES: signatures_to_bytes(signatures),
         "build.json": json.dumps(dict(facts.record), sort_keys=True, indent=1).encode(),
         "build.log.zst": pack(facts.log.encode()[-LOG_BYTES_MAX:]),
         **{f"{name}.zst": pack(data) for name, data in facts.attachments.items()},

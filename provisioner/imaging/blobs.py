@@ -43,8 +43,8 @@ class Blobs(Protocol):
         """Return the bytes a blob takes, or None when there is none."""
         ...
 
-    def names(self, prefix: str) -> Iterator[str]:
-        """Yield the names of all blobs below a prefix such as `releases/`."""
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """Yield the name and the bytes of all blobs below a prefix such as `releases/`."""
         ...
 
     def delete(self, name: str) -> None:
@@ -105,11 +105,14 @@ class FileBlobs:
         except FileNotFoundError:
             return None
 
-    def names(self, prefix: str) -> Iterator[str]:
-        top = self.path(prefix)
-        for folder, _, files in os.walk(top):
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        above = len(str(self.root)) + 1
+        for folder, _, files in os.walk(self.path(prefix)):
             for file in files:
-                yield str(Path(folder, file).relative_to(self.root))
+                path = f"{folder}/{file}"
+                # What is deleted meanwhile was not there.
+                with contextlib.suppress(FileNotFoundError):
+                    yield path[above:], os.stat(path).st_size
 
     def delete(self, name: str) -> None:
         path = self.path(name)

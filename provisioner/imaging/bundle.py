@@ -7,6 +7,7 @@ chunk is read, and each chunk and attachment by its digest before it is kept.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -19,11 +20,13 @@ import zstandard
 
 from provisioner.core.manifest import MANIFEST_BYTES_MAX, Manifest
 from provisioner.core.trust import SIGNATURES_BYTES_MAX, parse_signatures
-from provisioner.errors import NotFound, RequestError, TrustError
+from provisioner.errors import NotFound, RequestError, TrustError, Unavailable
 from provisioner.imaging import signing
 from provisioner.imaging.archive import (
     ATTACHMENT_BYTES_MAX,
     LOG_BYTES_MAX,
+    MANIFEST,
+    SIGNATURES,
     Archive,
     Progress,
     folder_of,
@@ -32,7 +35,7 @@ from provisioner.imaging.archive import (
 from provisioner.imaging.chunks import FRAME_OVERHEAD_BYTES_MAX, chunk_name, unpack
 from provisioner.imaging.publish import Register, published_as, unregistered
 
-FIRST: Final = ("manifest.json", "manifest.sig")
+FIRST: Final = (MANIFEST, SIGNATURES)
 RECORDS: Final = ("build.json", "build.log.zst")
 SUFFIX: Final = ".provisioner-release"
 
@@ -55,11 +58,14 @@ def export_release(
                 _write(archive, manifest, bundle, progress)
             file.flush()
             os.fsync(file.fileno())
-        os.link(partial, target)  # refuses to replace what came meanwhile
+        _place(partial, target)
     except FileExistsError as error:
         raise RequestError(f"{target} exists already") from error
+    except OSError as error:
+        raise _not_written(target, error) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
     return manifest
 
 
@@ -79,7 +85,9 @@ def import_release(
         members = _members(bundle)
         data = _expect(members, FIRST[0], MANIFEST_BYTES_MAX)
         packed = _expect(members, FIRST[1], SIGNATURES_BYTES_MAX)
-        if not signing.valid_keys(data, parse_signatures(packed), archive.policy):
+        signatures = parse_signatures(packed)
+        valid = signing.valid_keys(data, signatures, archive.policy)
+        if not valid:
             raise TrustError(
                 f"{source.name} is signed by no key that is trusted here",
                 expected=f"a signature by one of {len(archive.policy.keys)} trusted keys",
@@ -94,9 +102,32 @@ def import_release(
             files["manifest.json.zst"] = zstandard.ZstdCompressor(level=12).compress(data)
             archive.place(manifest, files, undo)
             published = archive.load(manifest.digest)
+        elif published.digest == manifest.digest:
+            # Somebody signed it elsewhere, and sends it back.
+            archive.add_signatures(published, {key: signatures[key] for key in valid})
         register(published, stored_bytes)
         undo.pop_all()
     return published
+
+
+def _place(partial: Path, target: Path) -> None:
+    """Give the finished file its name, never another's. Raises FileExistsError."""
+    try:
+        os.link(partial, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        # A stick to carry it on knows no second names; then somebody else's file that came
+        # in between these two lines is lost.
+        if target.exists():
+            raise FileExistsError(target) from None
+        partial.rename(target)
+
+
+def _not_written(target: Path, error: OSError) -> RequestError | Unavailable:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Unavailable(f"the disk filled up while {target} was written", hint="free some space")
+    return RequestError(f"{target} cannot be written", found=error.strerror)
 
 
 def _write(
@@ -183,6 +214,8 @@ def _opened(source: Path) -> Iterator[tarfile.TarFile]:
     try:
         with tarfile.open(source, mode="r|") as bundle:
             yield bundle
+    except OSError as error:
+        raise RequestError(f"{source} cannot be read", found=error.strerror) from error
     except (tarfile.TarError, EOFError) as error:
         raise RequestError(
             f"{source.name} is not a whole release bundle",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from provisioner.core.manifest import FILES, Manifest
 from provisioner.errors import NotFound
-from provisioner.imaging.archive import Archive, folder_of
-from provisioner.imaging.chunks import chunk_name
+from provisioner.imaging.archive import MANIFEST, SIGNATURES, Archive, folder_of
 
 # What makes a file another file. Its time of change does not.
 _COMPARED: Final = ("type", "mode", "uid", "gid", "size", "sha256", "target", "device", "xattrs")
@@ -56,7 +55,7 @@ def difference(archive: Archive, old: Manifest, new: Manifest) -> Difference:
         or index >= len(old.chunks)
         or new.chunks[index] != old.chunks[index]
     ]
-    sizes = {digest: _stored(archive, digest) for digest in new.distinct_chunks}
+    sizes = _stored(archive, new.distinct_chunks)
     fetched = [digest for index in differing if (digest := new.chunks[index])]
     files = [archive.blobs.size(f"{folder_of(new.digest)}/{name}") or 0 for name in _INDEX]
     return Difference(
@@ -74,7 +73,7 @@ def difference(archive: Archive, old: Manifest, new: Manifest) -> Difference:
 
 
 # What a host fetches before the first chunk.
-_INDEX: Final = ("manifest.json.zst", "manifest.sig")
+_INDEX: Final = (f"{MANIFEST}.zst", SIGNATURES)
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:
@@ -101,8 +100,12 @@ def _plain(value: Any) -> Any:
     return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
 
 
-def _stored(archive: Archive, digest: str) -> int:
-    size = archive.blobs.size(chunk_name(digest))
-    if size is None:
-        raise NotFound(f"chunk {digest} is missing from {archive.blobs.place}")
-    return size
+def _stored(archive: Archive, digests: Collection[str]) -> dict[str, int]:
+    """Return the bytes that chunks take in the archive."""
+    listed = archive.blobs.sizes("chunks/")
+    sizes = {
+        digest: size for name, size in listed if (digest := name.rpartition("/")[2]) in digests
+    }
+    if missing := set(digests) - sizes.keys():
+        raise NotFound(f"chunk {min(missing)} is missing from {archive.blobs.place}")
+    return sizes

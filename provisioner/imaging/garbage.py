@@ -1,4 +1,5 @@
-"""Remove what nothing refers to: releases that were given up, and chunks of no release.
+"""Remove what nothing refers to: releases that were given up, what killed publishers left,
+and chunks of no release.
 
 Who decides which releases are kept is the service; this only does it.
 """
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from provisioner.errors import Conflict, NotFound, TrustError
-from provisioner.imaging.archive import Archive, folder_of
+from provisioner.imaging.archive import MANIFEST, Archive, folder_of
 
 _CHUNKS: Final = "chunks/"
+_RELEASES: Final = "releases/"
 
 
 @dataclass(frozen=True)
@@ -34,27 +36,34 @@ def collect(
 
     keep is asked for the digests under the archive's lock, so that a release that is being
     published is either seen whole or not begun. A removed release loses its manifest first:
-    a kill in the middle leaves chunks of no release, which the next run removes.
+    a kill in the middle leaves files and chunks of no release, which the next run removes.
+    By whom a kept release is signed does not matter here.
 
-    Raises Conflict while somebody publishes, and TrustError when a release to keep is
-    damaged or has no trusted signature: what it needs is then not known, so nothing goes.
+    Raises Conflict while somebody publishes, and when a release to keep cannot be read:
+    what it needs is then not known, so nothing goes.
     """
     with archive.locked():
         kept = set(keep())
-        gone = [digest for digest in archive.digests() if digest not in kept]
+        found = archive.digests()
+        gone = [digest for digest in found if digest not in kept]
         needed: set[str] = set()
-        for digest in kept & set(archive.digests()):
+        for digest in kept & set(found):
             needed |= _needed(archive, digest)
+        removed = [*_files_of(archive, gone), *_leftovers(archive, found)]
+        chunks = [
+            (name, size)
+            for name, size in archive.blobs.sizes(_CHUNKS)
+            if name.rpartition("/")[2] not in needed
+        ]
         if not dry_run:
-            for digest in gone:
-                _remove_release(archive, digest)
-        count, freed_bytes = _sweep(archive, needed, dry_run=dry_run)
-    return Collected(tuple(gone), count, freed_bytes)
+            for name, _ in (*removed, *chunks):
+                archive.blobs.delete(name)
+    return Collected(tuple(gone), len(chunks), sum(size for _, size in (*removed, *chunks)))
 
 
 def _needed(archive: Archive, digest: str) -> frozenset[str]:
     try:
-        return archive.load(digest).distinct_chunks
+        return archive.by_digest(digest).distinct_chunks
     except (TrustError, NotFound) as error:
         raise Conflict(
             f"release {digest} is to be kept and cannot be read, so nothing was removed",
@@ -63,21 +72,16 @@ def _needed(archive: Archive, digest: str) -> frozenset[str]:
         ) from error
 
 
-def _remove_release(archive: Archive, digest: str) -> None:
-    folder = folder_of(digest)
-    archive.blobs.delete(f"{folder}/manifest.json")
-    for name in list(archive.blobs.names(f"{folder}/")):
-        archive.blobs.delete(name)
+def _files_of(archive: Archive, gone: list[str]) -> list[tuple[str, int]]:
+    """Return the files of these releases, each one's manifest first."""
+    found = []
+    for digest in gone:
+        files = archive.blobs.sizes(f"{folder_of(digest)}/")
+        found += sorted(files, key=lambda file: not file[0].endswith(f"/{MANIFEST}"))
+    return found
 
 
-def _sweep(archive: Archive, needed: set[str], *, dry_run: bool) -> tuple[int, int]:
-    """Remove the chunks that are not needed; return how many, and their bytes."""
-    count, freed_bytes = 0, 0
-    for name in list(archive.blobs.names(_CHUNKS)):
-        if name.rpartition("/")[2] in needed:
-            continue
-        count += 1
-        freed_bytes += archive.blobs.size(name) or 0
-        if not dry_run:
-            archive.blobs.delete(name)
-    return count, freed_bytes
+def _leftovers(archive: Archive, digests: list[str]) -> list[tuple[str, int]]:
+    """Return the files of releases without a manifest, which nobody publishes now."""
+    whole = set(digests)
+    return [one for one in archive.blobs.sizes(_RELEASES) if one[0].split("/")[1] not in whole]

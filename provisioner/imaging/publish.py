@@ -13,21 +13,18 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from provisioner.core.manifest import CHUNKS_MAX, Manifest
-from provisioner.core.trust import SIGNATURES_BYTES_MAX, parse_signatures, signatures_to_bytes
 from provisioner.errors import Conflict, RequestError, TrustError
 from provisioner.imaging import signing
 from provisioner.imaging.archive import (
     Archive,
     Progress,
     ReleaseFacts,
-    folder_of,
     release_files,
     silent,
 )
 from provisioner.imaging.chunks import CHUNK_BYTES, ChunkWriter, data_bytes, digest_of_span
 from provisioner.imaging.gpt import read_partitions
 
-RELEASES_MAX: Final = 10_000
 IMAGE_BYTES_MAX: Final = 1 << 40
 
 Register = Callable[[Manifest, int], None]
@@ -90,8 +87,6 @@ class Publisher:
                 found=f"{raw.stat().st_size} bytes",
             )
         with self.archive.locked(), contextlib.ExitStack() as undo:
-            if len(self.archive.digests()) >= RELEASES_MAX:
-                raise Conflict(f"the archive holds {RELEASES_MAX} releases, its limit")
             self.archive.require_space(data_bytes(raw), raw.name)
             manifest, stored_bytes = self._store(raw, facts, undo, progress)
             published = published_as(self.archive, manifest)
@@ -105,13 +100,14 @@ class Publisher:
         return published
 
     def sign(self, digest: str) -> Manifest:
-        """Add the signers' signatures to a release of the archive. Raises as `load` does."""
+        """Add the signers' signatures to the release with this digest, whoever signed it.
+
+        The digest must come from a place to trust. Raises as `Archive.by_digest` does.
+        """
         with self.archive.locked():
-            manifest = self.archive.load(digest)
-            name, blobs = f"{folder_of(digest)}/manifest.sig", self.archive.blobs
-            known = parse_signatures(blobs.read(name, SIGNATURES_BYTES_MAX + 1))
-            added = {**known, **signing.sign(manifest.to_bytes(), self._signers)}
-            blobs.write(name, signatures_to_bytes(added))
+            manifest = self.archive.by_digest(digest)
+            added = signing.sign(manifest.to_bytes(), self._signers)
+            self.archive.add_signatures(manifest, added)
         return manifest
 
     def _store(
@@ -177,7 +173,8 @@ def published_as(archive: Archive, manifest: Manifest) -> Manifest | None:
             f"{manifest.name} is already published with other content",
             expected=f"the content of release {published.digest}",
             found="other content",
-            hint="a release never changes; publish under a new version",
+            hint="a release never changes; publish under a new version. (Is none listed under this "
+            "one? Its publisher was killed: provisioner image gc frees it.)",
         )
     return published
 

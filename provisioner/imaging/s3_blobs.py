@@ -93,9 +93,9 @@ class S3Blobs:
         except NotFound:
             return None
 
-    def names(self, prefix: str) -> Iterator[str]:
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         listing = self._asked(prefix, lambda: self._store.list(prefix.rstrip("/")).collect())
-        yield from (str(item["path"]) for item in listing)
+        yield from ((str(item["path"]), int(item["size"])) for item in listing)
 
     def delete(self, name: str) -> None:
         try:

@@ -51,9 +51,7 @@ class Store:
         """Return what these releases take in the store, with all their own files."""
         blobs = self.archive.blobs
         own = [
-            blobs.size(name) or 0
-            for release in releases
-            for name in list(blobs.names(f"{folder_of(release.digest)}/"))
+            size for release in releases for _, size in blobs.sizes(f"{folder_of(release.digest)}/")
         ]
         return self.chunk_bytes(releases) + sum(own)
 

@@ -47,13 +47,13 @@ def test_what_was_written_is_read_and_listed(blobs: Blobs) -> None:
     assert blobs.read("chunks/ab/one", 10) == b"1" * 10
     assert blobs.size("chunks/ab/one") == 1000
     assert blobs.read("chunks/cd/two", 10) == b""
-    assert set(blobs.names("chunks/")) == {"chunks/ab/one", "chunks/cd/two"}
-    assert set(blobs.names("releases/")) == {"releases/x/manifest.json"}
+    assert dict(blobs.sizes("chunks/")) == {"chunks/ab/one": 1000, "chunks/cd/two": 0}
+    assert dict(blobs.sizes("releases/")) == {"releases/x/manifest.json": 2}
 
 
 def test_what_is_not_there_is_said_so(blobs: Blobs) -> None:
     assert blobs.size("chunks/ab/none") is None
-    assert list(blobs.names("chunks/")) == []
+    assert list(blobs.sizes("chunks/")) == []
     with pytest.raises(NotFound, match="chunks/ab/none"):
         blobs.read("chunks/ab/none", 10)
     blobs.delete("chunks/ab/none")
@@ -65,7 +65,7 @@ def test_a_blob_is_replaced_and_deleted_as_a_whole(blobs: Blobs) -> None:
     assert blobs.read("names/web/1", 100) == b"second"
     blobs.delete("names/web/1")
     assert blobs.size("names/web/1") is None
-    assert list(blobs.names("names/")) == []
+    assert list(blobs.sizes("names/")) == []
 
 
 def test_a_prefix_keeps_two_archives_in_one_bucket_apart(endpoint: str) -> None:
@@ -73,7 +73,7 @@ def test_a_prefix_keeps_two_archives_in_one_bucket_apart(endpoint: str) -> None:
     one, two = (S3Blobs(place(endpoint, "shared", name)) for name in ("one", "two"))
     one.write("names/web/1", b"one")
     assert two.size("names/web/1") is None
-    assert list(two.names("names/")) == []
+    assert list(two.sizes("names/")) == []
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:

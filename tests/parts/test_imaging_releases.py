@@ -137,7 +137,7 @@ def test_what_nothing_refers_to_is_removed_and_nothing_else(archive: Archive, di
     assert verify_release(archive, new.digest) == []
     with pytest.raises(NotFound):
         archive.load(old.digest)
-    assert not list(archive.blobs.names(f"{folder_of(old.digest)}/"))
+    assert not list(archive.blobs.sizes(f"{folder_of(old.digest)}/"))
     assert all(archive.blobs.size(chunk_name(digest)) is None for digest in only_old)
     again = collect(archive, lambda: {new.digest})
     assert (again.releases, again.chunks, again.freed_bytes) == ((), 0, 0)
@@ -147,12 +147,49 @@ def test_nothing_is_removed_while_a_kept_release_cannot_be_read(tmp_path: Path, 
     archive = an_archive(tmp_path / "archive")
     old = publish(archive, disk, OLD)
     new = publish(archive, disk, replace(NEW, version="3"))
-    (root_of(archive) / folder_of(new.digest) / "manifest.sig").write_bytes(b"{}")
+    (root_of(archive) / folder_of(new.digest) / "manifest.json").write_bytes(b"{}")
     before = files_of(archive)
     with pytest.raises(Conflict, match="nothing was removed"):
         collect(archive, lambda: {new.digest})
     assert files_of(archive) == before
     assert verify_release(archive, old.digest) == []
+
+
+def test_what_is_signed_by_dropped_keys_only_holds_up_no_collecting(
+    tmp_path: Path, disk: Path
+) -> None:
+    """A key that was stolen is dropped at once: that must not end all housekeeping."""
+    archive = an_archive(tmp_path / "archive")
+    old = publish(archive, disk, OLD)
+    change(disk, 3)
+    kept = publish(archive, disk, NEW)
+    fresh = Ed25519PrivateKey.generate()
+    later = an_archive(tmp_path / "archive", fresh)
+    assert collect(later, lambda: {kept.digest}).releases == (old.digest,)
+    with pytest.raises(TrustError, match="no trusted key"):
+        later.load(kept.digest)
+    # Its digest stands in the database; so a trusted key may still vouch for it.
+    assert Publisher(later, [fresh]).sign(kept.digest) == kept
+    assert verify_release(later, kept.digest) == []
+
+
+@pytest.mark.parametrize("kept_files", range(1, 7))
+def test_what_a_killed_publisher_or_collector_left_is_removed(
+    tmp_path: Path, disk: Path, kept_files: int
+) -> None:
+    """Whatever was written last or deleted first: a folder without its manifest is nobody's."""
+    archive = an_archive(tmp_path / "archive")
+    whole = publish(archive, disk, OLD)
+    before = files_of(archive)
+    change(disk, 3)
+    half = publish(archive, disk, NEW)
+    folder = root_of(archive) / folder_of(half.digest)
+    (folder / "manifest.json").unlink()
+    for path in sorted(folder.iterdir())[kept_files:]:
+        path.unlink()
+    collect(archive, lambda: {whole.digest, half.digest})
+    assert files_of(archive) == before | {"names/tiny/2"}
+    assert publish(archive, disk, NEW) == half
 
 
 def test_nothing_is_removed_while_somebody_publishes(tmp_path: Path, disk: Path) -> None:
@@ -173,7 +210,7 @@ def test_a_release_travels_as_one_file(archive: Archive, disk: Path, tmp_path: P
     registered: list[tuple[Manifest, int]] = []
     taken = import_release(elsewhere, bundle, lambda *one: registered.append(one))
     assert taken == manifest
-    stored = sum(elsewhere.blobs.size(name) or 0 for name in elsewhere.blobs.names("chunks/"))
+    stored = sum(size for _, size in elsewhere.blobs.sizes("chunks/"))
     assert registered == [(manifest, stored)]
     assert verify_release(elsewhere, manifest.digest) == []
     assert elsewhere.log(manifest.digest) == "it was built"
@@ -191,6 +228,36 @@ def test_a_bundle_of_an_untrusted_publisher_is_refused(tmp_path: Path, disk: Pat
     with pytest.raises(TrustError, match="no key that is trusted here"):
         import_release(elsewhere, bundle)
     assert files_of(elsewhere) == set()
+
+
+def test_a_bundle_that_was_signed_elsewhere_brings_the_signature_home(
+    tmp_path: Path, disk: Path
+) -> None:
+    other = Ed25519PrivateKey.generate()
+    here = an_archive(tmp_path / "here", SIGNER, other)
+    there = an_archive(tmp_path / "there", SIGNER, other)
+    manifest = publish(here, disk, OLD)
+    export_release(here, manifest.digest, tmp_path / "out")
+    import_release(there, tmp_path / "out")
+    Publisher(there, [other]).sign(manifest.digest)
+    export_release(there, manifest.digest, tmp_path / "back")
+    import_release(here, tmp_path / "back")
+    assert len(here.signed_by(manifest.digest)) == 2
+
+
+def test_files_that_cannot_be_read_or_written_are_the_callers_matter(
+    tmp_path: Path, disk: Path
+) -> None:
+    archive = an_archive(tmp_path / "archive")
+    manifest = publish(archive, disk, OLD)
+    with pytest.raises(RequestError, match="cannot be written"):
+        export_release(archive, manifest.digest, tmp_path / "no" / "folder")
+    for path in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(RequestError, match="cannot be read"):
+            import_release(archive, path)
+    (tmp_path / "other").write_bytes(b"some other file")
+    with pytest.raises(RequestError, match="not a whole release bundle"):
+        import_release(archive, tmp_path / "other")
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -1,5 +1,5 @@
-"""The power goes at twenty moments of the write: nothing half-written boots, and the next
-attempt finishes what the last one began."""
+"""The power goes at twenty moments of the write: neither the old system nor a half-written
+new one boots from then on, and the next attempt finishes what the last one began."""
 
 import random
 from collections.abc import Iterator
@@ -14,12 +14,14 @@ from provisioner.lab import LabHost
 from provisioner.lab.site import Site
 from tests.lab.sites import (
     MIB,
+    OLD_SYSTEM,
     TINY_SYSTEM,
     a_site,
     deploy,
     differing_chunks,
     disk_path,
     publish_tiny,
+    put_old_system,
     reached,
     says,
     spoken,
@@ -68,6 +70,8 @@ def test_the_power_is_cut_at_twenty_moments_of_the_write(rack: tuple[Site, Manif
 
 
 def cut_again_and_again(site: Site, release: Manifest, name: str) -> None:
+    # A system that boots, on a disk with data in several places.
+    put_old_system(disk_path(site, name))
     for moment in moments(name):
         site.lab.fault(name, "power-cut-at-byte", moment)
         operation = deploy(site, [name], release.name)[name]
@@ -77,7 +81,9 @@ def cut_again_and_again(site: Site, release: Manifest, name: str) -> None:
         start = len(site.lab.console(name))
         site.lab.power(name, "on")
         says(site, name, NOTHING_TO_BOOT, start=start)
-        assert TINY_SYSTEM not in spoken(site, name, start), f"half a disk boots after {moment}"
+        said = spoken(site, name, start)
+        assert TINY_SYSTEM not in said, f"half a disk boots after {moment}"
+        assert OLD_SYSTEM not in said, f"what was to be replaced boots after {moment}"
         site.lab.power(name, "off")
     start = len(site.lab.console(name))
     operation = deploy(site, [name], release.name)[name]

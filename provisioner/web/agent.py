@@ -54,6 +54,10 @@ def create_app(service: AgentListener) -> Flask:
     def done() -> Response:
         return jsonify(agents.done(bearer(), json_object()))
 
+    @app.post("/agent/v1/compared")
+    def compared() -> Response:
+        return jsonify(agents.compared(bearer(), json_object()))
+
     @app.post("/report/v1/phone-home")
     def phone_home() -> Response:
         return jsonify(agents.phone_home(json_object(), peer()))

@@ -24,7 +24,7 @@ from tests.lab.conftest import OLDER
 from tests.lab.sites import publish_tiny, until
 from tests.lab.test_nothing_left import running_for
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.soak]
 ROOT = Path(__file__).resolve().parents[2]
 TRIAL_LIMIT_S = 1200.0
 

@@ -27,7 +27,7 @@ from provisioner.imaging.tools import ToolFailed
 from provisioner.lab.shelf import lab_recipe
 from provisioner.lab.site import cache_directory
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.soak]
 
 RECIPE = lab_recipe()
 MIB = 1024 * 1024
@@ -195,7 +195,7 @@ def test_a_build_that_fails_leaves_nothing_behind(kind: str, base: Path, tmp_pat
     if kind == "damaged":
         (cache / "bases" / base.name).write_bytes(base.read_bytes()[:20_000_000])
     else:
-        recipe = replace(RECIPE, size_bytes=512 * MIB)
+        recipe = replace(RECIPE, size_bytes=256 * MIB)
     before = {path: path.stat().st_size for path in cache.rglob("*")}
     expected = ToolFailed if kind == "damaged" else RequestError
     with (

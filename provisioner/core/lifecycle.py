@@ -166,7 +166,7 @@ VERIFICATION: Final[Table] = {
     (_P.VERIFYING,  E.REPORTED):     (_P.VERIFYING, (),                None),
     (_P.VERIFYING,  E.COMPARED):     (_P.SUCCEEDED, (_DISK,),          None),
     (_P.VERIFYING,  E.AGENT_FAILED): (_P.FAILED,    (ReturnToDisk(),), None),
-    (_P.VERIFYING,  E.TIMED_OUT):    (_P.FAILED,    (ReturnToDisk(),), None),
+    (_P.VERIFYING,  E.TIMED_OUT):    (_P.FAILED,    (_DISK,),          None),
     (_P.VERIFYING,  E.CANCEL):       (_P.CANCELLED, (ReturnToDisk(),), None),
 }  # fmt: skip
 

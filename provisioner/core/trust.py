@@ -146,6 +146,18 @@ def check_release(
     Raises TrustError for too few of them, for a release past its expiry, and for one below
     the image's minimum version.
     """
+    check_signatures(manifest, valid_keys, policy, channel=channel)
+    check_expiry(manifest, now)
+    check_version_floor(manifest, policy.minimum_versions.get(manifest.image))
+
+
+def check_signatures(
+    manifest: Manifest, valid_keys: Collection[str], policy: TrustPolicy, *, channel: str | None
+) -> None:
+    """Raise TrustError unless enough trusted keys signed this release.
+
+    Alone this is enough for a release that a disk is only compared with.
+    """
     needed = policy.signatures_needed(channel)
     if len(set(valid_keys)) < needed:
         raise TrustError(
@@ -153,10 +165,8 @@ def check_release(
             + (f" for the channel {channel}" if channel else ""),
             expected=f"{needed} by trusted keys",
             found=str(len(set(valid_keys))),
-            hint=f"provisioner image sign {manifest.name} --key FILE",
+            hint=f"provisioner image sign {manifest.name} --key-file FILE",
         )
-    check_expiry(manifest, now)
-    check_version_floor(manifest, policy.minimum_versions.get(manifest.image))
 
 
 def check_expiry(manifest: Manifest, now: datetime) -> None:

@@ -47,6 +47,7 @@ from provisioner.imaging.chunks import (
 # Kept free for everything else on that file system, the database above all.
 SPACE_RESERVE_BYTES: Final = 256 * 1024 * 1024
 RELEASES_MAX: Final = 10_000
+IMAGE_BYTES_MAX: Final = 1 << 40
 ATTACHMENT_BYTES_MAX: Final = 256 * 1024 * 1024
 LOG_BYTES_MAX: Final = 16 * 1024 * 1024
 MANIFEST: Final = "manifest.json"

@@ -16,6 +16,7 @@ from provisioner.core.manifest import CHUNKS_MAX, Manifest
 from provisioner.errors import Conflict, RequestError, TrustError
 from provisioner.imaging import signing
 from provisioner.imaging.archive import (
+    IMAGE_BYTES_MAX,
     Archive,
     Progress,
     ReleaseFacts,
@@ -24,8 +25,6 @@ from provisioner.imaging.archive import (
 )
 from provisioner.imaging.chunks import CHUNK_BYTES, ChunkWriter, data_bytes, digest_of_span
 from provisioner.imaging.gpt import read_partitions
-
-IMAGE_BYTES_MAX: Final = 1 << 40
 
 Register = Callable[[Manifest, int], None]
 """Makes a release known, given its manifest and the bytes that its chunks take in the archive.

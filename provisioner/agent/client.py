@@ -98,11 +98,21 @@ class ServiceClient:
 
 
 class FileClient:
-    """Files of a release from one place, over one connection. For one thread."""
+    """Files of a release from one place, over one connection. For one thread.
 
-    def __init__(self, origin: Origin, *, patience_s: float = PATIENCE_S) -> None:
-        self._connection = Connection(origin, timeout_s=FILE_TIMEOUT_S)
+    Once `stop` is set nothing more is asked for or read.
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        *,
+        patience_s: float = PATIENCE_S,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self._connection = Connection(origin, timeout_s=FILE_TIMEOUT_S, stop=stop)
         self._patience_s = patience_s
+        self._stop = stop
 
     def get(self, path: str, into: Buffer) -> tuple[int, int]:
         """Ask once; return the status, and how many bytes are now in the buffer.
@@ -122,7 +132,9 @@ class FileClient:
         """
         try:
             status, length = keep_trying(
-                lambda: self._get_what_fits(path, into), patience_s=self._patience_s
+                lambda: self._get_what_fits(path, into),
+                patience_s=self._patience_s,
+                stop=self._stop,
             )
         except OutOfPatience as error:
             raise ChunkUnavailable(

@@ -94,7 +94,7 @@ class ChunkFetcher:
         pause_s = FIRST_PAUSE_S
         while True:
             before = len(missing)
-            failure = self._ask_everybody(missing)
+            failure = self._ask_everybody(missing, ends_at)
             if not missing:
                 return
             if len(missing) < before:
@@ -104,7 +104,7 @@ class ChunkFetcher:
                     f"could not fetch {len(missing)} chunks, the first of them number "
                     f"{missing[0].index}, for {self._patience_s:.0f} s",
                     expected=f"an answer from {self._sources}",
-                    found=failure,
+                    found=failure or "answers too slow for all of them",
                 )
             pause_s = min(pause_s * 2, PAUSE_MAX_S)
 
@@ -113,15 +113,22 @@ class ChunkFetcher:
         digest = self._manifest.chunks[index] or ""
         return _Chunk(index, digest, at, self._manifest.chunk_length(index))
 
-    def _ask_everybody(self, missing: list[_Chunk]) -> str:
+    def _is_over(self, ends_at: float) -> bool:
+        return self._stop.is_set() or time.monotonic() >= ends_at
+
+    def _ask_everybody(self, missing: list[_Chunk], ends_at: float) -> str:
         """Ask each source that may help; what came right is no longer in `missing`.
 
-        Returns the last failure to answer. Raises when a chunk is right nowhere.
+        Returns the last failure to answer. Raises when a chunk is right nowhere. Many chunks
+        and many slow places would make this last for hours, so that every question is the
+        last one once the time is over, or the agent has to stop.
         """
-        failure = self._ask_in_batches(missing)
+        failure = self._ask_in_batches(missing, ends_at)
         for chunk in list(missing):
             places = self._sources.mirrors if chunk.comes_in_batches else self._sources.everywhere
             for source in places:
+                if self._is_over(ends_at):
+                    return failure
                 if source in chunk.verdicts or source.is_resting:
                     continue
                 try:
@@ -137,10 +144,10 @@ class ChunkFetcher:
                 self._refuse_the_hopeless(chunk)
         return failure
 
-    def _ask_in_batches(self, missing: list[_Chunk]) -> str:
+    def _ask_in_batches(self, missing: list[_Chunk], ends_at: float) -> str:
         """Ask the service for as long as it answers something new; return its failure, if any."""
         service = self._sources.service
-        while not service.is_resting:
+        while not service.is_resting and not self._is_over(ends_at):
             wanted = [chunk for chunk in missing if chunk.comes_in_batches]
             if not wanted:
                 break
@@ -236,7 +243,7 @@ class ChunkFetcher:
     def _client(self, source: Source) -> FileClient:
         client = self._clients.get(source)
         if client is None:
-            client = self._clients[source] = FileClient(source.origin)
+            client = self._clients[source] = FileClient(source.origin, stop=self._stop)
         return client
 
 

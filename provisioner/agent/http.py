@@ -12,11 +12,19 @@ import re
 import select
 import socket
 import ssl
+import threading
+import time
 from dataclasses import dataclass
 from typing import Final, Self
 
 HEADER_BYTES_MAX: Final = 16 * 1024
 RECEIVE_BYTES: Final = 256 * 1024
+# An answer that comes more slowly is cut: who gives a byte now and then would hold a worker
+# for years. A hundred hosts with sixteen threads each that share one gigabit get more.
+LEAST_BYTES_PER_S: Final = 16 * 1024
+# More than any buffer has. Python refuses to read numbers of many thousands of digits.
+_LENGTH_DIGITS_MAX: Final = 15
+_PORT_MAX: Final = 65535
 # X509_V_FLAG_NO_CHECK_TIME of OpenSSL's x509_vfy.h, which the ssl module does not name.
 _NO_CHECK_TIME: Final = 0x200000
 _URL: Final = re.compile(r"(https?)://([0-9.]{7,15})(?::([0-9]{1,5}))?(/[!-~]*)?")
@@ -66,6 +74,8 @@ class Origin:
         scheme, address, port, prefix = match.groups()
         is_tls = scheme == "https"
         number = int(port) if port else (443 if is_tls else 80)
+        if number > _PORT_MAX:
+            raise ValueError(f"not a URL with a port that exists: {url!r}")
         return cls(is_tls, address, number, (prefix or "").rstrip("/"))
 
     def __str__(self) -> str:
@@ -90,16 +100,27 @@ def pinned_context(ca_file: str) -> ssl.SSLContext:
 
 
 class Connection:
-    """One connection, opened when first needed and kept. For one thread at a time."""
+    """One connection, opened when first needed and kept. For one thread at a time.
+
+    timeout_s is how long nothing may come, and the whole head of an answer may take; its body
+    has as long once more, and the time that LEAST_BYTES_PER_S gives it. Once `stop` is set
+    nothing more is read.
+    """
 
     def __init__(
-        self, origin: Origin, *, context: ssl.SSLContext | None = None, timeout_s: float
+        self,
+        origin: Origin,
+        *,
+        context: ssl.SSLContext | None = None,
+        timeout_s: float,
+        stop: threading.Event | None = None,
     ) -> None:
         if origin.is_tls and context is None:
             raise ValueError("an https origin needs a TLS context")
         self._origin = origin
         self._context = context
         self._timeout_s = timeout_s
+        self._stop = stop or threading.Event()
         self._socket: socket.socket | None = None
 
     def close(self) -> None:
@@ -147,6 +168,7 @@ class Connection:
             plain.connect((self._origin.address, self._origin.port))
             if self._origin.is_tls and self._context is not None:
                 self._socket = self._context.wrap_socket(plain)
+        self._socket.settimeout(self._timeout_s)
         return self._socket
 
     def _head(self, method: str, path: str, headers: dict[str, str], body: bytes | None) -> bytes:
@@ -158,17 +180,19 @@ class Connection:
         return "\r\n".join([*lines, "", ""]).encode("ascii")
 
     def _receive(self, connection: socket.socket, into: Buffer) -> tuple[int, int]:
-        head, rest = _read_head(connection)
+        head, rest = self._read_head(connection)
         status, length, keeps = _understand(head)
         if length > len(into):
             raise AnswerTooLarge(f"an answer of {length} bytes, where {len(into)} are the limit")
         if len(rest) > length:
             raise HttpBroken(f"more than the {length} bytes that were announced")
+        ends_at = time.monotonic() + self._timeout_s + length / LEAST_BYTES_PER_S
         with memoryview(into) as view:
             view[: len(rest)] = rest
             have = len(rest)
             while have < length:
                 try:
+                    self._limit_next_read(connection, ends_at)
                     with view[have:length] as free:
                         count = connection.recv_into(free, min(length - have, RECEIVE_BYTES))
                 except OSError as error:
@@ -180,20 +204,30 @@ class Connection:
             self.close()
         return status, length
 
+    def _read_head(self, connection: socket.socket) -> tuple[bytes, bytes]:
+        """Return the header lines of the answer, and what of the body came with them."""
+        ends_at = time.monotonic() + self._timeout_s
+        data = b""
+        while True:
+            head, end, rest = data.partition(b"\r\n\r\n")
+            if end:
+                return head, rest
+            if len(data) > HEADER_BYTES_MAX:
+                raise HttpBroken("an answer without an end of its headers")
+            self._limit_next_read(connection, ends_at)
+            more = connection.recv(HEADER_BYTES_MAX)
+            if not more:
+                raise HttpBroken("the connection ended before an answer")
+            data += more
 
-def _read_head(connection: socket.socket) -> tuple[bytes, bytes]:
-    """Return the header lines of the answer, and what of the body came with them."""
-    data = b""
-    while True:
-        head, end, rest = data.partition(b"\r\n\r\n")
-        if end:
-            return head, rest
-        if len(data) > HEADER_BYTES_MAX:
-            raise HttpBroken("an answer without an end of its headers")
-        more = connection.recv(HEADER_BYTES_MAX)
-        if not more:
-            raise HttpBroken("the connection ended before an answer")
-        data += more
+    def _limit_next_read(self, connection: socket.socket, ends_at: float) -> None:
+        """Let the next read end when the answer has to be here; raise when that is over."""
+        if self._stop.is_set():
+            raise HttpBroken("the agent has to stop")
+        remaining_s = ends_at - time.monotonic()
+        if remaining_s <= 0:
+            raise HttpBroken("the answer comes too slowly")
+        connection.settimeout(min(self._timeout_s, remaining_s))
 
 
 def _understand(head: bytes) -> tuple[int, int, bool]:
@@ -209,6 +243,8 @@ def _understand(head: bytes) -> tuple[int, int, bool]:
     length = headers.get(b"content-length", b"")
     if b"transfer-encoding" in headers or not length.isdigit():
         raise HttpBroken("an answer without a Content-Length")
+    if len(length) > _LENGTH_DIGITS_MAX:
+        raise HttpBroken(f"a Content-Length of {len(length)} digits")
     keeps = headers.get(b"connection", b"").lower() != b"close" and not first.startswith(
         b"HTTP/1.0"
     )

@@ -6,11 +6,13 @@ Knows which place did not answer lately, for all threads together. Checks no byt
 import time
 from typing import Final
 
+from provisioner.agent.client import FILE_TIMEOUT_S
 from provisioner.agent.http import Origin
 
 # A place that does not answer costs each thread its timeout; where there is another, it is
-# left alone for this long.
-REST_S: Final = 15.0
+# left alone for this long. Longer than the timeout: while a thread waits for the next place,
+# this one must not become due again.
+REST_S: Final = 2 * FILE_TIMEOUT_S
 
 
 class Source:

@@ -2,18 +2,20 @@
 
 import random
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import zstandard
 
+from provisioner.agent.client import FILE_TIMEOUT_S
 from provisioner.agent.fetch import CORRUPT_TRIES_MAX, ChunkFetcher
 from provisioner.agent.http import Origin
 from provisioner.agent.problems import ChunkCorrupt, ChunkUnavailable
 from provisioner.agent.progress import Progress
 from provisioner.agent.regions import Span, regions_of
-from provisioner.agent.sources import Sources
+from provisioner.agent.sources import REST_S, Sources
 from provisioner.core.batches import LENGTH, frame_bytes_max
 from tests.parts.agent_rig import Rig, rig_with
 from tests.parts.agent_service import (
@@ -70,11 +72,17 @@ def sources(release: Release, *places: Service | str) -> Sources:
     return Sources(release.manifest.digest, service, tuple(mirrors))
 
 
-def fetched(release: Release, places: Sources, *, patience_s: float = 5) -> Progress:
+def fetched(
+    release: Release,
+    places: Sources,
+    *,
+    patience_s: float = 5,
+    stop: threading.Event | None = None,
+) -> Progress:
     """Fetch the chunks of the region at DATA_AT, and check each of its bytes."""
     progress = Progress()
     fetcher = ChunkFetcher(
-        places, release.manifest, progress, threading.Event(), patience_s=patience_s
+        places, release.manifest, progress, stop or threading.Event(), patience_s=patience_s
     )
     begin = DATA_AT // CHUNK
     region = Span(begin, begin + 16, is_zero=False)
@@ -259,6 +267,53 @@ def test_patience_has_an_end(release: Release) -> None:
     with pytest.raises(ChunkUnavailable, match="could not fetch") as caught:
         fetched(release, sources(release, "http://127.0.0.1:9"), patience_s=0.5)
     assert "127.0.0.1:9" in str(caught.value.expected)
+
+
+def slow(service: Service) -> None:
+    """Have a place answer each question, and take a quarter of a second for it."""
+    service.on_file = lambda _: time.sleep(0.25)
+
+
+def test_patience_ends_between_two_chunks(
+    release: Release, service: Service, mirror: Service
+) -> None:
+    """Each chunk comes in the end, but all of them one by one would take many times as long."""
+    service.files.clear()
+    slow(mirror)
+    began = time.monotonic()
+    with pytest.raises(ChunkUnavailable, match="could not fetch"):
+        fetched(release, sources(release, service, mirror), patience_s=0.6)
+    assert time.monotonic() - began < 2
+    assert len(mirror.fetched) <= 4
+
+
+def test_nothing_more_is_asked_for_once_the_agent_has_to_stop(
+    release: Release, service: Service, mirror: Service
+) -> None:
+    service.files.clear()
+    stop = threading.Event()
+
+    def stop_at_the_second(_: str) -> None:
+        if len(mirror.fetched) == 2:
+            stop.set()
+
+    mirror.on_file = stop_at_the_second
+    with pytest.raises(ChunkUnavailable):
+        fetched(release, sources(release, service, mirror), stop=stop)
+    assert len(mirror.fetched) == 2
+
+
+def test_a_batch_is_not_asked_for_when_time_is_over(release: Release, service: Service) -> None:
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(ChunkUnavailable):
+        fetched(release, sources(release, service), stop=stop)
+    assert not service.fetched
+
+
+def test_a_place_rests_longer_than_it_takes_to_find_that_another_is_silent() -> None:
+    """Or the first is due again, and costs its timeout, before the last was asked."""
+    assert REST_S > FILE_TIMEOUT_S
 
 
 def test_a_service_that_comes_back_is_asked_again(release: Release, service: Service) -> None:

@@ -2,13 +2,14 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
 from provisioner.agent.boot_args import parse_boot_args
-from provisioner.agent.http import Connection, HttpBroken, Origin
+from provisioner.agent.http import BodyCut, Connection, HttpBroken, Origin
 from provisioner.agent.problems import BootArguments
 
 
@@ -49,6 +50,7 @@ def test_an_answer_is_read_into_the_buffer() -> None:
         b"HTTP/1.1 200 OK\r\n\r\nbody",
         b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n" + b"x" * 99,
+        b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nxy",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\nx",
         b"HTTP/1.1 999 No\r\nContent-Length: 1\r\n\r\nx",
@@ -73,8 +75,69 @@ def test_a_connection_that_the_server_closed_is_opened_again() -> None:
     assert len(heard) == 2
 
 
+DRIBBLE_S = 6.0
+HEAD_OF_1000 = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
+
+
+@contextmanager
+def dribbling(at_once: bytes) -> Iterator[Origin]:
+    """A server whose answer goes on, after its begin, with a byte now and then."""
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            ends_at = time.monotonic() + DRIBBLE_S
+            with connection, suppress(OSError):
+                connection.sendall(at_once)
+                while time.monotonic() < ends_at and not over.wait(0.05):
+                    connection.sendall(b"x")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield Origin.parse(f"http://127.0.0.1:{server.getsockname()[1]}")
+        finally:
+            over.set()
+            thread.join(10)
+
+
+@pytest.mark.parametrize("at_once", [b"HTTP/1.1 200 OK\r\nX: ", HEAD_OF_1000])
+def test_a_byte_now_and_then_does_not_hold_a_worker(at_once: bytes) -> None:
+    """Each byte comes well within the timeout; the whole answer does not."""
+    began = time.monotonic()
+    with dribbling(at_once) as origin, pytest.raises(OSError, match=r"too slowly|timed out"):
+        Connection(origin, timeout_s=0.4).request("GET", "/", into=bytearray(1000))
+    assert time.monotonic() - began < DRIBBLE_S / 2
+
+
+def test_what_came_before_it_was_too_slow_is_kept() -> None:
+    into = bytearray(1000)
+    with dribbling(HEAD_OF_1000 + b"whole") as origin, pytest.raises(BodyCut) as caught:
+        Connection(origin, timeout_s=0.4).request("GET", "/", into=into)
+    assert caught.value.received >= 5
+    assert bytes(into[: caught.value.received]).startswith(b"whole")
+
+
+def test_reading_ends_when_the_agent_has_to_stop() -> None:
+    stop = threading.Event()
+    began = time.monotonic()
+    threading.Timer(0.3, stop.set).start()
+    with dribbling(HEAD_OF_1000) as origin, pytest.raises(OSError, match="stop"):
+        Connection(origin, timeout_s=60, stop=stop).request("GET", "/", into=bytearray(1000))
+    assert time.monotonic() - began < DRIBBLE_S / 2
+
+
 @pytest.mark.parametrize(
-    "url", ["ftp://1.2.3.4/", "http://name/", "http://1.2.3.4:1 /x", "1.2.3.4", "http://[::1]/"]
+    "url",
+    [
+        "ftp://1.2.3.4/",
+        "http://name/",
+        "http://1.2.3.4:1 /x",
+        "http://1.2.3.4:65536",
+        "1.2.3.4",
+        "http://[::1]/",
+    ],
 )
 def test_other_urls_are_refused(url: str) -> None:
     """The ramdisk resolves no names."""

@@ -8,10 +8,9 @@ import json
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
 from provisioner.client import Client
@@ -77,7 +76,7 @@ class Run:
     total_s: float
     service_peak_mib: float = 0.0
     service_by_name: Mapping[str, float] | None = None
-    evidence: Mapping[str, Any] = MappingProxyType({})
+    evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
 def prepare_host(lab: Lab, host: Host) -> None:

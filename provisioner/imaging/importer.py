@@ -31,8 +31,9 @@ from provisioner.errors import RequestError, Unavailable
 from provisioner.imaging.archive import IMAGE_BYTES_MAX, ReleaseFacts
 from provisioner.imaging.build import BuiltImage
 from provisioner.imaging.build_record import own_version
-from provisioner.imaging.foreign_packages import foreign_packages, foreign_spdx
+from provisioner.imaging.foreign_packages import foreign_packages
 from provisioner.imaging.foreign_root import last_written_at, read_text
+from provisioner.imaging.foreign_spdx import foreign_spdx
 from provisioner.imaging.gpt import firmware_of, read_partitions, root_partition
 from provisioner.imaging.qcow2 import Qcow2, judge
 from provisioner.imaging.rootfs import RELEASE_FILE

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from provisioner.errors import RequestError, Unavailable
-from provisioner.imaging.foreign_packages import PACKAGES_MAX, foreign_packages, foreign_spdx
+from provisioner.imaging.foreign_packages import PACKAGES_MAX, foreign_packages
 from provisioner.imaging.gpt import BIOS_BOOT, EFI_SYSTEM, LINUX_FILESYSTEM
 from provisioner.imaging.importer import (
     RELEASE_FILE_BYTES_MAX,
@@ -267,10 +267,24 @@ def test_list_of_packages_that_dpkg_did_not_write_is_refused(status: str) -> Non
         foreign_packages(status)
 
 
-def test_list_of_packages_that_cannot_be_described_is_left_out() -> None:
-    status = "Package: bash\nStatus: install ok installed in a strange way\nVersion: 1\n"
-    arguments = {"image": "theirs", "version": "1", "architecture": "amd64"}
-    assert foreign_spdx(status, release_id=RELEASE_ID, created_at=NOW, **arguments) is None
+def test_list_of_packages_that_cannot_be_described_is_left_out(tmp_path: Path) -> None:
+    status = STATUS.replace("Version: 5.2", f"Version: 5.2\nHomepage: {'x' * 10_000}")
+    disk = make_image(tmp_path / "disk.raw", release(), status=status)
+    with imported_image(request(disk), work=tmp_path / "work", now=NOW) as imported:
+        assert imported.facts.packages == {"bash": "5.2"}
+        assert imported.facts.attachments == {}
+        assert "no list of packages in SPDX" in imported.facts.log
+
+
+def test_list_of_packages_that_is_no_text_is_not_read(tmp_path: Path) -> None:
+    """One byte of bash's version is made one that UTF-8 never has."""
+    disk = make_image(tmp_path / "disk.raw", release())
+    content = disk.read_bytes()
+    assert content.count(b"Version: 5.2") == 1
+    disk.write_bytes(content.replace(b"Version: 5.2", b"Version: 5.\xff"))
+    with imported_image(request(disk), work=tmp_path / "work", now=NOW) as imported:
+        assert imported.facts.packages == {}
+        assert imported.facts.attachments == {}
 
 
 @pytest.mark.parametrize("seed", range(6))

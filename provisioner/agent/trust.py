@@ -40,12 +40,17 @@ _THEIRS: Final = (100, 101, 102)
 
 @dataclass(frozen=True)
 class Asked:
-    """What the service asked for, as far as trust goes. `now` is the later of all clocks."""
+    """What the service asked for, as far as trust goes. `now` is the later of all clocks.
+
+    With `to_compare` nothing will be written: what a disk holds is worth knowing, also when
+    the release may be deployed no more.
+    """
 
     release: str
     channel: str | None
     minimum_version: str | None
     now: datetime
+    to_compare: bool = False
 
 
 def trusted_manifest(data: bytes, signatures: bytes, asked: Asked, policy: TrustPolicy) -> Manifest:
@@ -53,7 +58,8 @@ def trusted_manifest(data: bytes, signatures: bytes, asked: Asked, policy: Trust
 
     policy is what the ramdisk pins; what the service says can only make it stricter. Raises
     ManifestSignature, ManifestDigest, ManifestMalformed, ReleaseExpired or ReleaseTooOld, in
-    this order: bytes that nobody signed are not parsed.
+    this order: bytes that nobody signed are not parsed. The last two only stop what would
+    be written.
     """
     valid = signers_of(data, signatures, policy, channel=asked.channel)
     found = hashlib.sha256(data).hexdigest()
@@ -67,6 +73,15 @@ def trusted_manifest(data: bytes, signatures: bytes, asked: Asked, policy: Trust
         manifest = Manifest.parse(data)
     except TrustError as error:
         raise _as(ManifestMalformed, error) from error
+    if not asked.to_compare:
+        _check_deployable(manifest, valid, asked, policy)
+    return manifest
+
+
+def _check_deployable(
+    manifest: Manifest, valid: list[str], asked: Asked, policy: TrustPolicy
+) -> None:
+    """Raise ReleaseExpired or ReleaseTooOld for what is signed, and not to be written any more."""
     try:
         check_expiry(manifest, asked.now)
     except TrustError as error:
@@ -78,7 +93,6 @@ def trusted_manifest(data: bytes, signatures: bytes, asked: Asked, policy: Trust
         raise _as(ReleaseTooOld, error) from error
     # The same judge as the service's, so that nothing it looks at is forgotten here.
     check_release(manifest, valid, policy, channel=asked.channel, now=asked.now)
-    return manifest
 
 
 def signers_of(

@@ -194,6 +194,7 @@ class Archive(Protocol):
     def check(self, digest: str, *, channel: str | None, now: datetime) -> Manifest: ...
 
     # raises as load, and TrustError for what must not be deployed now
+    def check_signed(self, digest: str) -> Manifest: ...  # raises as load; for comparisons
     def attachment(self, manifest: Manifest, name: str) -> bytes: ...  # NotFound, TrustError
     def record(self, digest: str) -> Json: ...  # what the builder noted, unsigned; NotFound
     def log(self, digest: str) -> str: ...  # of the build; NotFound

@@ -71,7 +71,8 @@ class Operations:
         check_standing(row)
         manifest = self._trusted(row.digest, channel)
         with self._store.begin() as tx:
-            row = _held(tx, manifest)
+            row = _held(tx, manifest.digest)
+            check_version_floor(manifest, version_floor(tx, row.image))
             check_standing(row)
             made = []
             for name in hosts:
@@ -93,18 +94,22 @@ class Operations:
         """Queue for each named host a comparison of its disk with a release, by default with
         the one it runs; all in one transaction or none. Nothing will be written.
 
-        A revoked release may be compared with: where it still runs is worth knowing. Raises
-        what a deployment raises for a selection or a release, and Conflict for a host that
-        is busy, in maintenance, or not known to run a release when none is named.
+        A release that is revoked, expired or below its image's minimum version may be
+        compared with: where it still runs is worth knowing. Raises what a deployment raises
+        for a selection, NotFound, Conflict and TrustError for a release that is unknown,
+        removed or not signed by enough keys, and Conflict for a host that is busy, in
+        maintenance, or not known to run a release when none is named.
         """
         check_selection(hosts)
         ramdisk = self._newest_ramdisk()
         with self._store.read() as tx:
             wanted = {name: _to_compare(tx, host_named(tx, name), release) for name in hosts}
-        manifests = {digest: self._trusted(digest, None) for digest in set(wanted.values())}
+        digests = sorted(set(wanted.values()))
+        for digest in digests:
+            self._archive.check_signed(digest)
         with self._store.begin() as tx:
             # In one order, as whoever removes releases locks them.
-            rows = {digest: _held(tx, manifests[digest]) for digest in sorted(manifests)}
+            rows = {digest: _held(tx, digest) for digest in digests}
             made = []
             for name, digest in wanted.items():
                 host = host_named(tx, name)
@@ -211,15 +216,14 @@ class Operations:
         return operation
 
 
-def _held(tx: Tx, manifest: Manifest) -> ReleaseRow:
+def _held(tx: Tx, digest: str) -> ReleaseRow:
     """Return the release that operations are about to refer to.
 
     Held, so that nobody removes or revokes it before they do. Raises Conflict when it was
-    removed, and TrustError when it is below its image's minimum version.
+    removed.
     """
-    row = tx.hold_release(manifest.digest)
+    row = tx.hold_release(digest)
     check_present(row)
-    check_version_floor(manifest, version_floor(tx, row.image))
     return row
 
 

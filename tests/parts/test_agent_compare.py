@@ -11,7 +11,12 @@ from provisioner.agent.compare import Comparison
 from provisioner.agent.deploy import deploy
 from provisioner.agent.disk_io import DiskFile
 from provisioner.agent.main import compared
-from provisioner.agent.problems import DiskFailed, ManifestSignature, PermissionRefused
+from provisioner.agent.problems import (
+    DiskFailed,
+    ManifestSignature,
+    PermissionRefused,
+    ReleaseExpired,
+)
 from provisioner.agent.progress import Progress
 from provisioner.errors import ConfigError
 from tests.parts.agent_rig import Rig, rig_with
@@ -85,6 +90,21 @@ def test_a_release_that_nobody_signed_is_not_compared_with(rig: Rig) -> None:
     rig.service.files[f"{rig.release.folder}/manifest.sig"] = b"{}"
     with pytest.raises(ManifestSignature):
         rig.compare()
+
+
+def test_a_release_that_has_expired_is_compared_with(rig: Rig) -> None:
+    """It is on disks all the same; only to write it is refused."""
+    rig.run()
+    image = (rig.folder.parent / "image").read_bytes()
+    rig.serve(make_release(image, expires_at="2026-01-01T00:00:00Z"))
+    rig.forget()
+    with pytest.raises(ReleaseExpired):
+        rig.run()
+    rig.forget()
+    rig.service.hello = deployment(
+        rig.release, kind="verification", mode="verify", minimum_version="9"
+    )
+    assert rig.compare().differing_chunks == 0
 
 
 def test_the_service_can_stop_it(rig: Rig) -> None:

@@ -149,6 +149,22 @@ def test_the_stricter_minimum_counts(
         judged((OLD,), trusted, minimum_version=told)
 
 
+def test_what_may_be_deployed_no_more_may_still_be_compared_with() -> None:
+    """Signatures and digest are asked for all the same, and the channel's number of them."""
+    late = {"now": datetime(2027, 1, 1, tzinfo=UTC), "minimum_version": "6", "to_compare": True}
+    pinned = policy(OLD, NEW, channels={"stable": 2}, minimum_versions={"test": "7"})
+    assert judged((OLD,), pinned, **late) == RELEASE.manifest
+    with pytest.raises(ReleaseExpired):
+        judged((OLD,), pinned, **{**late, "to_compare": False})
+    for signers, channel in (((STRANGER,), None), ((OLD,), "stable")):
+        with pytest.raises(ManifestSignature):
+            judged(signers, pinned, **late, channel=channel)
+    other = Asked("0" * 64, None, None, NOW, to_compare=True)
+    data = RELEASE.manifest.to_bytes()
+    with pytest.raises(ManifestDigest):
+        trusted_manifest(data, signed(data, OLD), other, pinned)
+
+
 # --- what the service says of it --------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from .output import output_option, show, show_one
-from .site import config_option, default_cache, opened
+from .site import config_option, default_cache, opened, usable_folder
 
 COLUMNS = ("digest", "kernel_package", "kernel_version", "size_bytes")
 
@@ -28,6 +28,7 @@ def ramdisk() -> None:
     "--cache",
     type=click.Path(path_type=Path, file_okay=False),
     default=default_cache,
+    callback=usable_folder,
     show_default="$XDG_CACHE_HOME/provisioner",
     metavar="DIR",
     help="Where the part that is the same for every site is kept.",

@@ -40,12 +40,22 @@ def config_option(command: F) -> F:
     return option(command)
 
 
+def usable_folder(_context: click.Context, _option: click.Parameter, folder: Path) -> Path:
+    """Return a folder of an option that exists or can be made; refuse it before any work."""
+    absolute = folder.absolute()
+    there = next(one for one in (absolute, *absolute.parents) if os.path.exists(one))
+    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
+        raise click.BadParameter(f"no folder can be written at {folder}")
+    return folder
+
+
 def cache_option(command: F) -> F:
     """Add `--cache`: the command makes something large on the way."""
     option = click.option(
         "--cache",
         type=click.Path(path_type=Path, file_okay=False),
         default=default_cache,
+        callback=usable_folder,
         show_default="$XDG_CACHE_HOME/provisioner",
         metavar="DIR",
         help="Where packages and base trees are kept, and images put together.",

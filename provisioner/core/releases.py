@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Final
 
-from ..errors import Conflict, TrustError
+from ..errors import Conflict, RequestError, TrustError
 from .model import Json, ReleaseRow, ReleaseTest
 from .versions import is_older
 
@@ -79,10 +79,25 @@ def check_tested(row: ReleaseRow, tests: Sequence[ReleaseTest], channel: str) ->
         )
 
 
+def check_own_minimum(image: str, version: str, minimum: str | None) -> None:
+    """Raise RequestError for a minimum version above that of the release which declares it.
+
+    Such a release would refuse itself, and every other one of its image.
+    """
+    if minimum is not None and is_older(version, minimum):
+        raise RequestError(
+            f"{image}@{version} cannot ask for the minimum version {minimum}, above its own",
+            expected=f"{version} or older",
+            found=minimum,
+        )
+
+
 def minimum_versions(rows: Iterable[ReleaseRow]) -> dict[str, str]:
     """Return by image the highest minimum version that a release of it declares.
 
-    A revoked release declares nothing any more; a removed one still does.
+    It counts from the moment when the release is published, whether anybody has deployed it
+    or not: no host may be tricked back below it. A revoked release declares nothing any
+    more; a removed one still does.
     """
     found: dict[str, str] = {}
     for row in rows:

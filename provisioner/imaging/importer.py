@@ -80,7 +80,11 @@ _NOT_RAW: Final = (
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """What the caller says of the file. release_id is needed only where it cannot be read."""
+    """What the caller says of the file. release_id is needed only where it cannot be read.
+
+    firmware is what the image boots on, as the caller knows it; when it is empty, that is
+    read from partitions and packages.
+    """
 
     file: Path
     format: str
@@ -89,6 +93,7 @@ class ImportRequest:
     architecture: str = "amd64"
     release_id: str | None = None
 
+    firmware: tuple[str, ...] = ()
 
 @contextlib.contextmanager
 def imported_image(request: ImportRequest, *, work: Path, now: datetime) -> Iterator[BuiltImage]:
@@ -107,7 +112,7 @@ def imported_image(request: ImportRequest, *, work: Path, now: datetime) -> Iter
         )
     if not request.file.is_file():
         raise RequestError(f"{request.file} is not a file")
-    with request.file.open("rb") as source, contextlib.ExitStack() as undo:
+    with _opened(request.file) as source, contextlib.ExitStack() as undo:
         if request.format == "raw":
             _refuse_other_formats(source)
             raw = request.file
@@ -121,6 +126,13 @@ def imported_image(request: ImportRequest, *, work: Path, now: datetime) -> Iter
             raw = folder / "disk.raw"
             _convert(source, disk, raw)
         yield BuiltImage(raw, _facts(request, source, raw, now))
+
+def _opened(file: Path) -> BufferedReader:
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise RequestError(f"cannot read {file}: {error.strerror}") from error
+
 
 
 def _refuse_other_formats(source: BufferedReader) -> None:
@@ -179,11 +191,12 @@ def _facts(
     request: ImportRequest, source: BufferedReader, raw: Path, now: datetime
 ) -> ReleaseFacts:
     partitions = read_partitions(raw)
-    firmware = firmware_of(partitions)
+    firmware = request.firmware or firmware_of(partitions)
     if not firmware:
         raise RequestError(
             f"{request.file.name} can start by no firmware we know",
             expected="a BIOS boot partition, an EFI system partition, or both",
+            hint="say what it boots on, if you know: --firmware",
             found=", ".join(part.name for part in partitions) or "no partitions",
         )
     root = root_partition(partitions)
@@ -192,7 +205,7 @@ def _facts(
     if root:
         status = read_text(raw, root, "var/lib/dpkg/status", bytes_max=STATUS_BYTES_MAX)
     packages = foreign_packages(status or "")
-    if "uefi" in firmware and packages.keys() >= SIGNED_BOOT_LOADERS:
+    if not request.firmware and "uefi" in firmware and packages.keys() >= SIGNED_BOOT_LOADERS:
         firmware = (*firmware, "secure-boot")
     attachments = {}
     if root and status:

@@ -212,9 +212,15 @@ def _load_script(folder: Path, name: str) -> Script:
 
 
 def _read(path: Path, bytes_max: int) -> bytes:
-    """Return the file's bytes; of a larger one, one byte more than bytes_max."""
-    with path.open("rb") as file:
-        return file.read(bytes_max + 1)
+    """Return the file's bytes; of a larger one, one byte more than bytes_max.
+
+    Raises RequestError when it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(bytes_max + 1)
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _find_below(name: str, path: Path) -> Path:

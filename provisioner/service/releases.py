@@ -13,7 +13,7 @@ from typing import Final
 from provisioner.core.contracts import Archive, Clock, Store
 from provisioner.core.manifest import FIRMWARES, Manifest
 from provisioner.core.model import Channel, Json, ReleaseRow, ReleaseTest
-from provisioner.core.releases import check_standing, minimum_versions
+from provisioner.core.releases import check_own_minimum, check_standing, minimum_versions
 from provisioner.core.trust import check_channel
 from provisioner.errors import RequestError
 
@@ -51,8 +51,9 @@ class Releases:
     def register(self, manifest: Manifest, stored_bytes: int, *, actor: str) -> ReleaseRow:
         """Make a release of the archive known. The archive's signature is checked again.
 
-        A release that was removed is back with the same content, and revoked when it was.
-        Raises Conflict when this version exists with other content.
+        A release that was removed is back with the same content, published at this moment,
+        and revoked when it was. Raises Conflict when this version exists with other content,
+        and RequestError for a minimum version above its own.
         """
         row = _row_of(self._archive.load(manifest.digest), stored_bytes, self._clock())
         with self._store.begin() as tx:
@@ -61,9 +62,16 @@ class Releases:
                 known = tx.lock_release(row.digest)
                 if known.removed_at is None:
                     return known
-                row = replace(known, removed_at=None, stored_bytes=stored_bytes)
+                # Published anew: otherwise the next gc would remove it before it is used.
+                row = replace(
+                    known,
+                    removed_at=None,
+                    stored_bytes=stored_bytes,
+                    published_at=row.published_at,
+                )
                 tx.save_release(row)
             else:
+                check_own_minimum(row.image, row.version, row.minimum_version)
                 tx.add_release(row)
             tx.audit(self._clock(), actor, "release.published", row.name, {"digest": row.digest})
         return row

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from provisioner.cli.image.testing import Wanted
+from provisioner.cli.image.testing import record as record_trial
 from provisioner.core.manifest import Manifest
-from provisioner.core.model import Channel, HostState, Operation, Phase, ReleaseTest
+from provisioner.core.model import Channel, HostState, Operation, Phase, ReleaseRow, ReleaseTest
 from provisioner.core.releases import CHANNELS_PER_IMAGE_MAX, ReleaseRevoked, ReleaseUntested
 from provisioner.core.trust import TrustPolicy
 from provisioner.errors import Conflict, NotFound, ProvisionerError, RequestError, TrustError
@@ -21,6 +23,7 @@ from provisioner.imaging.blobs import FileBlobs
 from provisioner.imaging.publish import Publisher
 from provisioner.service.identity import TokenRefused
 from provisioner.service.releases import REASON_CHARACTERS_MAX, TEST_DETAIL_BYTES_MAX
+from provisioner.service.removal import GRACE
 from tests.parts.service_site import ACTOR, STORED_BYTES, TESTED_CHANNEL, Agent, Site, tamper
 from tests.parts.test_imaging_archive import FACTS, SIGNER, make_disk, publish, root_of, spoil
 from tests.parts.test_service_deadlines import agent_of, deployed_to
@@ -116,6 +119,29 @@ def test_a_version_that_was_removed_takes_no_other_content(
     assert actions(site)[-1] == "release.published"
 
 
+def test_what_comes_back_has_its_time_of_grace_again(
+    site: Site, publish_more: Callable[..., Manifest]
+) -> None:
+    publish_more("3")
+    first = site.releases.show("tiny@3").published_at
+    site.clock.pass_(GRACE.total_seconds())
+    with site.store.begin() as tx:  # the newest of an image stays otherwise
+        row = tx.lock_release(site.releases.show("tiny@3").digest)
+        tx.save_release(replace(row, removed_at=site.clock()))
+    publish_more("3")
+    back = site.releases.show("tiny@3")
+    assert (back.removed_at, back.published_at) == (None, first + GRACE)
+    publish_more("4")
+    site.clock.pass_(GRACE.total_seconds() - 1)
+    assert "tiny@3" not in names(site.releases.unused(keep_newest=1))
+    site.clock.pass_(1)
+    assert "tiny@3" in names(site.releases.unused(keep_newest=1))
+
+
+def names(rows: Sequence[ReleaseRow]) -> list[str]:
+    return [row.name for row in rows]
+
+
 # --- channels -----------------------------------------------------------------------------
 
 
@@ -195,6 +221,28 @@ def test_a_channel_that_asks_for_a_test_refuses_a_release_without(site: Site) ->
     assert site.releases.tests("tiny@2") == []
 
 
+def test_a_trial_keeps_a_result_for_each_firmware(site: Site) -> None:
+    """What fails on one firmware does not spoil the others, and is tried again by itself."""
+    manifest = site.releases.manifest("tiny@1")
+    wanted = Wanted(manifest, ("bios", "uefi"), "lab", None)
+    kept = record_trial(site.releases, wanted, [ended("bios"), ended("uefi", "failed")])
+    assert [(one.firmware, one.is_healthy) for one in kept] == [
+        (("bios",), True),
+        (("uefi",), False),
+    ]
+    assert list(kept[1].detail["hosts"]) == ["uefi"]
+    with pytest.raises(ReleaseUntested) as caught:
+        promote(site, "tiny@1", TESTED_CHANNEL)
+    assert caught.value.found == {"untested": [], "failed": ["uefi"]}
+    record_trial(site.releases, replace(wanted, firmware=("uefi",)), [ended("uefi")])
+    promote(site, "tiny@1", TESTED_CHANNEL)
+
+
+def ended(host: str, phase: str = "succeeded") -> dict[str, Any]:
+    """Return an operation of a trial as the API shows it."""
+    return {"host": host, "phase": phase, "phase_seconds": {}, "error": None, "evidence": {}}
+
+
 @pytest.mark.parametrize(
     ("firmware", "detail"),
     [([], {}), (["bios", "bios"], {}), (["coreboot"], {}), (["bios"], {"x": "y" * 65536})],
@@ -234,7 +282,7 @@ REFUSED: dict[str, Refusal] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_trust_forbids_is_neither_promoted_nor_deployed_nor_verified(
+def test_what_trust_forbids_is_neither_promoted_nor_deployed(
     site: Site, publish_more: Callable[..., Manifest], case: str
 ) -> None:
     facts, words = REFUSED[case]
@@ -245,12 +293,39 @@ def test_what_trust_forbids_is_neither_promoted_nor_deployed_nor_verified(
     for attempt in (
         lambda: promote(site, "tiny@0"),
         lambda: deploy(site, "tiny@0"),
-        lambda: site.operations.request_verification(["r1n1"], "tiny@0", actor=ACTOR)[0],
     ):
         with pytest.raises(TrustError, match=words):
             attempt()
     assert site.operations.list() == []
     assert site.releases.channels() == []
+    # A disk may be compared with it: where it still runs is worth knowing.
+    site.operations.request_verification(["r1n1"], "tiny@0", actor=ACTOR)
+
+
+def test_a_comparison_asks_for_signatures(
+    site: Site, archive_of_two: Archive, publish_more: Callable[..., Manifest]
+) -> None:
+    site.add_host()
+    digest = publish_more("3").digest
+    archive_of_two.policy = replace(archive_of_two.policy, threshold=2)
+    with pytest.raises(TrustError, match="too few signatures"):
+        site.operations.request_verification(["r1n1"], "tiny@3", actor=ACTOR)
+    Publisher(archive_of_two, [SECOND]).sign(digest)
+    site.operations.request_verification(["r1n1"], "tiny@3", actor=ACTOR)
+
+
+def test_a_minimum_counts_from_publishing_and_is_not_above_the_own_version(
+    site: Site, archive_of_two: Archive, publish_more: Callable[..., Manifest]
+) -> None:
+    before = sorted(archive_of_two.digests())
+    with pytest.raises(RequestError, match="tiny@3 cannot ask for the minimum version 4"):
+        publish_more("3", minimum_version="4")
+    assert sorted(archive_of_two.digests()) == before
+    assert site.releases.minimum_versions() == {}
+    publish_more("3", content="again", minimum_version="3")
+    assert site.releases.minimum_versions() == {"tiny": "3"}
+    with pytest.raises(TrustError, match="older"):
+        promote(site, "tiny@2")
 
 
 def test_a_revoked_release_sets_no_minimum(

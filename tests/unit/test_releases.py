@@ -12,13 +12,14 @@ from provisioner.core.model import Channel, ReleaseRow, ReleaseTest
 from provisioner.core.releases import (
     ReleaseRevoked,
     ReleaseUntested,
+    check_own_minimum,
     check_standing,
     check_tested,
     minimum_versions,
     revoked_error,
     unused,
 )
-from provisioner.errors import Conflict
+from provisioner.errors import Conflict, RequestError
 from tests.unit.examples import NOW
 
 DAY = timedelta(days=1)
@@ -132,6 +133,17 @@ def test_a_revoked_release_asks_for_nothing_and_a_removed_one_still_does() -> No
     revoked = row(2, minimum_version="9", revoked_at=NOW)
     removed = row(3, minimum_version="5", removed_at=NOW)
     assert minimum_versions([row(1, minimum_version="3"), revoked, removed]) == {"web": "5"}
+
+
+@pytest.mark.parametrize("minimum", [None, "2026.11.9", "2026.11.10", "2025"])
+def test_a_minimum_up_to_the_own_version_is_one(minimum: str | None) -> None:
+    check_own_minimum("web", "2026.11.10", minimum)
+
+
+@pytest.mark.parametrize("minimum", ["2026.11.11", "2026.11.10.1", "2027"])
+def test_a_minimum_above_the_own_version_names_both(minimum: str) -> None:
+    with pytest.raises(RequestError, match=r"web@2026\.11\.10 .* " + minimum):
+        check_own_minimum("web", "2026.11.10", minimum)
 
 
 # --- what may be given up -----------------------------------------------------------------

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
+
+from provisioner.errors import RequestError
 
 from ..output import size
 from ..site import config_option, opened
@@ -27,7 +30,17 @@ def export(release: str, file: Path, config: Path) -> None:
     """
     from provisioner.imaging.bundle import export_release
 
+    check_new_file(file)
     with opened(config) as site, Stages() as stages:
         digest = site.digest_of(release)
         manifest = export_release(site.archive, digest, file, stages.progress)
     click.echo(f"{manifest.name} is in {file} ({size(file.stat().st_size)})")
+
+
+def check_new_file(file: Path) -> None:
+    """Raise RequestError unless a file can be made there, before anything is read for it."""
+    folder = file.absolute().parent
+    if not os.path.isdir(folder):
+        raise RequestError(f"{file} cannot be written", expected=f"a folder {folder}", found="none")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RequestError(f"{file} cannot be written", expected=f"write access to {folder}")

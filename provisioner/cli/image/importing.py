@@ -13,17 +13,19 @@ from provisioner.errors import RequestError
 from ..output import output_option
 from ..site import OpenSite, cache_option, config_option, opened
 from ..stages import Stages
-from .publishing import show_published
+from ..termination import ended_by_sigterm
+from .publishing import Bounds, bound_options, bounds_of, settled, show_published
 
 if TYPE_CHECKING:
     from provisioner.core.manifest import Manifest
     from provisioner.imaging.importer import ImportRequest
 
 RELEASE: Final = "release"
+FIRMWARE: Final = ("bios", "uefi", "secure-boot")
 
 
 @click.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option(
     "--format",
     "kind",
@@ -36,6 +38,14 @@ RELEASE: Final = "release"
 @click.option(
     "--release-id", metavar="HEX", help="The id in the image, where it cannot be read from outside."
 )
+@click.option(
+    "--firmware",
+    multiple=True,
+    type=click.Choice(FIRMWARE),
+    help="What the image boots on, where that cannot be read from its partitions and packages; "
+    "may be given several times, and then this alone counts.",
+)
+@bound_options
 @cache_option
 @config_option
 @output_option
@@ -45,6 +55,10 @@ def import_(
     name: str | None,
     version: str | None,
     release_id: str | None,
+    firmware: tuple[str, ...],
+    expires_at: str | None,
+    expires_in: str | None,
+    minimum_version: str | None,
     cache: Path,
     config: Path,
     output: str,
@@ -60,30 +74,40 @@ def import_(
     """
     from provisioner.imaging.importer import ImportRequest
 
-    _check_names(kind, name, version, release_id)
-    with opened(config) as site, Stages() as stages:
+    given = {"--image": name, "--version": version}
+    further = {"--release-id": release_id, "--firmware": ", ".join(firmware)}
+    further |= {"--expires-at": expires_at, "--expires-in": expires_in}
+    further["--minimum-version"] = minimum_version
+    _check_options(kind, given, further)
+    wanted = f"{name}@{version}"
+    bounds = bounds_of(wanted, expires_at, expires_in, minimum_version, now=datetime.now(UTC))
+    with ended_by_sigterm(), opened(config) as site, Stages() as stages:
         if kind == RELEASE:
             published = _take_over(site, file, stages)
         else:
             assert name is not None
             assert version is not None
-            request = ImportRequest(file, kind, name, version, release_id=release_id)
-            published = _publish(site, request, cache / "images", stages)
+            request = ImportRequest(
+                file, kind, name, version, release_id=release_id, firmware=firmware
+            )
+            bounds = settled(site, wanted, bounds)
+            published = _publish(site, request, bounds, cache / "images", stages)
     show_published(published, output)
 
 
-def _check_names(kind: str, name: str | None, version: str | None, release_id: str | None) -> None:
+def _check_options(
+    kind: str, needed: dict[str, str | None], further: dict[str, str | None]
+) -> None:
     """Raise RequestError for what is missing, or contradicts the file."""
-    given = {"--image": name, "--version": version}
     if kind == RELEASE:
-        said = [option for option, value in {**given, "--release-id": release_id}.items() if value]
+        said = [option for option, value in {**needed, **further}.items() if value]
         if said:
             raise RequestError(
-                "a release brings its own name and version",
+                "a release brings its own name, version and bounds",
                 expected="--format release alone",
                 found=", ".join(said),
             )
-    elif missing := [option for option, value in given.items() if not value]:
+    elif missing := [option for option, value in needed.items() if not value]:
         raise RequestError(
             f"a {kind} image does not say what it is", expected=" and ".join(missing)
         )
@@ -96,10 +120,12 @@ def _take_over(site: OpenSite, file: Path, stages: Stages) -> Manifest:
     return import_release(site.archive, file, site.registrar(), stages.progress)
 
 
-def _publish(site: OpenSite, request: ImportRequest, work: Path, stages: Stages) -> Manifest:
+def _publish(
+    site: OpenSite, request: ImportRequest, bounds: Bounds, work: Path, stages: Stages
+) -> Manifest:
     from provisioner.imaging.importer import imported_image
 
     publisher = site.publisher()
     with imported_image(request, work=work, now=datetime.now(UTC)) as imported:
         stages.say(f"publishing {request.image}@{request.version}")
-        return publisher.publish(imported.raw, imported.facts, stages.progress)
+        return publisher.publish(imported.raw, bounds.added_to(imported.facts), stages.progress)

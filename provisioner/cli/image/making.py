@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from provisioner.errors import ProvisionerError, RequestError
 from ..output import output_option
 from ..site import OpenSite, cache_option, config_option, opened
 from ..stages import Stages
-from .publishing import bound_options, expiry, show_published
+from .publishing import Bounds, bound_options, bounds_of, settled, show_published
 
 if TYPE_CHECKING:
     from provisioner.core.manifest import Manifest
@@ -71,12 +71,13 @@ def build(
     if parent and no_parent:
         raise RequestError("--parent and --no-parent contradict each other")
     check_version(version)
-    until = expiry(expires_at, expires_in, now=datetime.now(UTC))
     source = find_recipe(recipe)
     loaded = load_recipe(source)
     loaded = loaded.with_kernel(kernel) if kernel else loaded
-    wanted = Wanted(loaded, source, version, until, minimum_version)
+    name = f"{loaded.image}@{version}"
+    bounds = bounds_of(name, expires_at, expires_in, minimum_version, now=datetime.now(UTC))
     with opened(config) as site, Stages() as stages:
+        wanted = Wanted(loaded, source, version, settled(site, name, bounds))
         base = None if no_parent else _parent(site, loaded, parent)
         if site.archive.find(loaded.image, version):
             stages.say(f"{wanted.name} is published already; this must come out the same")
@@ -92,8 +93,7 @@ class Wanted:
     recipe: Recipe
     source: Path
     version: str
-    expires_at: str | None
-    minimum_version: str | None
+    bounds: Bounds
 
     @property
     def name(self) -> str:
@@ -140,10 +140,7 @@ def _build(
             )
         )
         stages.say(f"publishing {wanted.name}")
-        facts = replace(
-            built.facts, expires_at=wanted.expires_at, minimum_version=wanted.minimum_version
-        )
-        return publisher.publish(built.raw, facts, stages.progress)
+        return publisher.publish(built.raw, wanted.bounds.added_to(built.facts), stages.progress)
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from provisioner.errors import RequestError
+
 from ..lazy import SuggestingGroup
 from ..output import output_option, show, show_one
 from ..site import ACTOR, config_option, opened
@@ -24,7 +26,7 @@ KEY_BYTES_MAX: Final = 65536
 @click.option(
     "--key-file",
     "--key",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
     help="Another private key (Ed25519, PEM) instead of the site's own; it must be trusted here.",
 )
@@ -84,7 +86,7 @@ def new(config: Path, output: str) -> None:
 
 
 @keys.command("trust")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @config_option
 @output_option
 def trust(file: Path, config: Path, output: str) -> None:
@@ -96,8 +98,7 @@ def trust(file: Path, config: Path, output: str) -> None:
     from provisioner.release_keys import parse, trust_key
 
     folder = _settings(config).keys.folder
-    with click.open_file(str(file), encoding="ascii") as opened_file:
-        text = opened_file.read(KEY_BYTES_MAX)
+    text = _text_of(file)
     # A private key is refused by who would trust it, with what to do instead.
     given = [text] if "PRIVATE KEY" in text else [key.pem for key in parse(text)]
     show([_row(trust_key(folder, pem)) for pem in given], COLUMNS, output)
@@ -129,6 +130,18 @@ def _settings(config: Path) -> Settings:
     from provisioner.settings import load
 
     return load(config)
+
+
+def _text_of(file: Path) -> str:
+    """Return what a file of keys holds. Raises RequestError for what is none."""
+    try:
+        with file.open("rb") as source:
+            text = source.read(KEY_BYTES_MAX).decode("ascii", "replace")
+    except OSError as error:
+        raise RequestError(f"cannot read {file}: {error.strerror}") from error
+    if "-----BEGIN " not in text:
+        raise RequestError(f"{file} holds no key", expected="public keys in PEM")
+    return text
 
 
 def _row(key: ReleaseKey) -> dict[str, Any]:

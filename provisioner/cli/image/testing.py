@@ -21,7 +21,9 @@ from ..output import output_option, show
 from ..site import ACTOR, OpenSite, cache_option, config_option, opened
 from ..stages import Stages
 from ..watch import show_ended, until_final
+    from provisioner.core.model import ReleaseTest
 
+    from provisioner.service.releases import Releases
 if TYPE_CHECKING:
     from provisioner.core.manifest import Manifest
     from provisioner.lab.trial import Trial
@@ -72,8 +74,9 @@ def test(
 
     A rack with one host for each firmware comes up beside a temporary service, which trusts
     the same keys and serves the same bytes; network and disk are the rack's own. Ends with 0
-    when every host proved itself healthy and with 4 otherwise; a channel may ask for such a
-    test (releases.channels). Nothing is left behind. Needs QEMU, and root or user namespaces.
+    when every host proved itself healthy and with 4 otherwise; each firmware's result is kept
+    by itself, and a channel may ask for them (releases.channels). Nothing is left behind.
+    Needs QEMU, and root or user namespaces.
 
     \b
       provisioner image test web@2026.11.2
@@ -82,22 +85,34 @@ def test(
     with _ended_by_sigterm(), opened(config) as site:
         wanted = _wanted(site, release, profile, firmware)
         ended = _try(site, wanted, cache=cache, keep=keep)
-        is_healthy = all(one["phase"] == "succeeded" for one in ended)
-        kept = site.service.releases.record_test(
-            wanted.manifest.digest,
-            profile=wanted.profile_name,
-            firmware=wanted.firmware,
-            is_healthy=is_healthy,
-            detail={"hosts": {one["host"]: _kept(one) for one in ended}},
-            actor=ACTOR,
-        )
+        kept = record(site.service.releases, wanted, ended)
     if output in ("table", "wide"):
         show_ended(ended, output)
-        word = "healthy" if is_healthy else "not healthy"
-        click.echo(f"{wanted.manifest.name} is {word} on {', '.join(wanted.firmware)}", err=True)
+        for word, is_healthy in (("healthy", True), ("not healthy", False)):
+            where = [name for one in kept if one.is_healthy is is_healthy for name in one.firmware]
+            if where:
+                click.echo(f"{wanted.manifest.name} is {word} on {', '.join(where)}", err=True)
     else:
-        show([{"name": wanted.manifest.name, **asdict(kept)}], ["name"], output)
-    return 0 if is_healthy else DeviceError.exit_code
+        show([{"name": wanted.manifest.name, **asdict(one)} for one in kept], ["name"], output)
+    return 0 if all(one.is_healthy for one in kept) else DeviceError.exit_code
+
+
+def record(
+    releases: Releases, wanted: Wanted, ended: Sequence[dict[str, Any]]
+) -> list[ReleaseTest]:
+    """Keep the result of each host, which is named by its firmware: a test of its own, so
+    that what fails on one firmware says nothing of the others."""
+    return [
+        releases.record_test(
+            wanted.manifest.digest,
+            profile=wanted.profile_name,
+            firmware=(one["host"],),
+            is_healthy=one["phase"] == "succeeded",
+            detail={"hosts": {one["host"]: _kept(one)}},
+            actor=ACTOR,
+        )
+        for one in ended
+    ]
 
 
 def _wanted(site: OpenSite, release: str, profile: str | None, firmware: Sequence[str]) -> Wanted:

@@ -1,5 +1,6 @@
 """`provisioner doctor`: looks at this machine and says, line by line, what to do."""
 
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -76,7 +77,7 @@ def _examine(config: Path | None, *, bmcs: bool) -> Iterator[Finding]:
         yield Finding(FAIL, "configuration", error.message, error.hint or "correct the file")
         return
     yield Finding(OK, "configuration", f"{settings.path}, with its keys")
-    for check in (_boot_files, _dhcp, _space, _ramdisk, _database, _listeners):
+    for check in (_boot_files, _dhcp, _space, _ramdisk, _database, _pinned_trust, _listeners):
         yield from check(settings)
     if bmcs:
         yield from _bmcs(settings)
@@ -154,11 +155,9 @@ def _ramdisk(settings: "Settings") -> Iterator[Finding]:
 def _database(settings: "Settings") -> Iterator[Finding]:
     from provisioner import wiring
 
-    if settings.database.url.startswith("sqlite:///"):
-        place = Path(settings.database.url.removeprefix("sqlite:///"))
-        if not place.exists():
-            yield Finding(WARN, "database", f"{place} is not there yet", "provisioner serve")
-            return
+    if (place := _missing_database(settings)) is not None:
+        yield Finding(WARN, "database", f"{place} is not there yet", "provisioner serve")
+        return
     try:
         with wiring.engine_of(settings).connect() as connection:
             name = connection.dialect.name
@@ -168,6 +167,61 @@ def _database(settings: "Settings") -> Iterator[Finding]:
         yield Finding(FAIL, "database", found, "check database.url, and that it is running")
     else:
         yield Finding(OK, "database", f"{name}, reachable")
+
+
+def _missing_database(settings: "Settings") -> Path | None:
+    """Return the database's file when it has one that is not there yet."""
+    if not settings.database.url.startswith("sqlite:///"):
+        return None
+    place = Path(settings.database.url.removeprefix("sqlite:///"))
+    return None if place.exists() else place
+
+
+def _pinned_trust(settings: "Settings") -> Iterator[Finding]:
+    """Whether hosts believe what the configuration says today: they have it from the ramdisk."""
+    from provisioner import wiring
+    from provisioner.core.trust import TrustPolicy
+    from provisioner.service.ramdisks import Ramdisks
+
+    what, todo = "trust in releases", "provisioner ramdisk build"
+    ramdisks = Ramdisks(settings.data_dir / "ramdisks", settings.ramdisk.digest)
+    digest = ramdisks.newest_or_none()
+    if digest is None:
+        return
+    pinned = ramdisks.describe(digest).get("release_trust")
+    if pinned is None:
+        found = f"the ramdisk {digest[:12]} does not say what it pins"
+        yield Finding(WARN, what, found, todo)
+        return
+    try:
+        policy = TrustPolicy.parse(json.dumps(pinned).encode())
+    except ProvisionerError as error:
+        yield Finding(WARN, what, f"the ramdisk {digest[:12]}: {error.message}", todo)
+        return
+    minimums = _minimum_versions(settings)
+    known = policy.minimum_versions if minimums is None else minimums
+    differing = policy.differences(wiring.trust_policy(settings, known))
+    if differing:
+        found = f"the ramdisk {digest[:12]} pins other {', '.join(differing)} than today's"
+        yield Finding(WARN, what, found, f"{todo}; a setting that changed needs a restart, too")
+    else:
+        yield Finding(OK, what, "the ramdisk pins what the configuration says")
+
+
+def _minimum_versions(settings: "Settings") -> dict[str, str] | None:
+    """Return them by image; None when the database cannot be asked, which is told elsewhere."""
+    from provisioner import wiring
+
+    if _missing_database(settings) is not None:
+        return None
+    try:
+        service = wiring.build(settings)
+        try:
+            return service.releases.minimum_versions()
+        finally:
+            service.close()
+    except Exception:  # noqa: BLE001  whatever a driver raises
+        return None
 
 
 def _listeners(settings: "Settings") -> Iterator[Finding]:

@@ -100,6 +100,19 @@ class TrustPolicy:
             }
         )
 
+    def differences(self, other: "TrustPolicy") -> list[str]:
+        """Return what the two do not agree on, in words; nothing when they are the same."""
+        found = []
+        if self.keys != other.keys:
+            found.append("keys")
+        if (self.threshold, dict(self.channels)) != (other.threshold, dict(other.channels)):
+            found.append("thresholds")
+        mine, theirs = self.minimum_versions, other.minimum_versions
+        images = {one for one in {*mine, *theirs} if mine.get(one) != theirs.get(one)}
+        if images:
+            found.append(f"minimum versions of {', '.join(sorted(images))}")
+        return found
+
     def signatures_needed(self, channel: str | None) -> int:
         """Return how many trusted keys must have signed a release of this channel."""
         return max(self.threshold, self.channels.get(channel, 0) if channel else 0)

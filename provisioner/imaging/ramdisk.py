@@ -127,7 +127,7 @@ def build_ramdisk(base: Base, pins: Pins, ramdisks: Path) -> Ramdisk:
         shutil.copyfile(base.kernel, made / "vmlinuz")
         packed = zstandard.ZstdCompressor(level=PINS_LEVEL).compress(cpio.archive(site))
         (made / "initrd").write_bytes(base.initrd.read_bytes() + packed)
-        return _publish(made, base, ramdisks)
+        return _publish(made, base, pins, ramdisks)
 
 
 def ramdisks_in(ramdisks: Path) -> list[Path]:
@@ -148,7 +148,7 @@ def about(folder: Path) -> dict[str, Any]:
     }
 
 
-def _publish(made: Path, base: Base, ramdisks: Path) -> Ramdisk:
+def _publish(made: Path, base: Base, pins: Pins, ramdisks: Path) -> Ramdisk:
     sizes = {name: (made / name).stat().st_size for name in ("vmlinuz", "initrd")}
     total = sum(sizes.values())
     _check_size(base.kernel_package, total)
@@ -157,6 +157,8 @@ def _publish(made: Path, base: Base, ramdisks: Path) -> Ramdisk:
         "kernel_package": base.kernel_package,
         "kernel_version": base.kernel_version,
         "packages": base.packages,
+        # For `doctor`, which says what hosts that boot this believe otherwise than the site.
+        "release_trust": json.loads(pins.release_trust),
         "sha256": {name: _sha256(made / name) for name in sizes},
         "size_bytes": sizes,
     }

@@ -1,6 +1,7 @@
 """`provisioner init` and `provisioner serve` as processes: readiness, failures, clean ends."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -17,6 +18,7 @@ import pytest
 
 from provisioner.client import Client
 from provisioner.settings import Settings, load
+from provisioner.wiring import trust_policy
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 60.0
@@ -243,3 +245,27 @@ def test_the_doctor_finds_what_is_missing(config: Path) -> None:
     (config.parent / "keys" / "master.key").chmod(0o644)
     done = provisioner("doctor", "--config", str(config))
     assert "others may read it" in done.stdout
+
+
+def test_the_doctor_compares_what_the_ramdisk_pins_with_the_configuration(config: Path) -> None:
+    """Thresholds and keys may have changed since the ramdisk was built."""
+    policy = trust_policy(load(config))
+    ramdisk = config.parent / "ramdisks" / ("ab" * 32)
+    ramdisk.mkdir(parents=True)
+    cases: list[tuple[dict[str, object], str]] = [
+        ({}, "warn  trust in releases: the ramdisk abababababab does not say what it pins"),
+        ({"release_trust": 5}, "warn  trust in releases: the ramdisk abababababab: "),
+        ({"release_trust": json.loads(policy.to_bytes())}, "ok    trust in releases: "),
+        (
+            {"release_trust": json.loads(replace(policy, channels={"stable": 1}).to_bytes())},
+            "warn  trust in releases: the ramdisk abababababab pins other thresholds than",
+        ),
+        (
+            {"release_trust": json.loads(replace(policy, keys=("ab" * 32,)).to_bytes())},
+            "warn  trust in releases: the ramdisk abababababab pins other keys than",
+        ),
+    ]
+    for about, told in cases:
+        (ramdisk / "ramdisk.json").write_text(json.dumps(about))
+        lines = provisioner("doctor", "--config", str(config)).stdout.splitlines()
+        assert any(line.startswith(told) for line in lines), lines

@@ -102,6 +102,9 @@ def test_a_ramdisk_is_repeatable_and_named_by_its_digest(base: Base, tmp_path: P
     assert hashlib.sha256(text).hexdigest() == first.digest
     for name, digest in json.loads(text)["sha256"].items():
         assert hashlib.sha256((first.folder / name).read_bytes()).hexdigest() == digest
+    assert TrustPolicy.parse(PINS.release_trust) == TrustPolicy.parse(
+        json.dumps(json.loads(text)["release_trust"]).encode()
+    )
     assert build_ramdisk(base, PINS, tmp_path / "a").folder == first.folder
     assert [path.name for path in (tmp_path / "a").iterdir()] == [first.digest]
 

@@ -133,3 +133,24 @@ def test_versions_are_ordered_as_people_read_them() -> None:
         assert is_older(older, newer), (older, newer)
         assert not is_older(newer, older), (older, newer)
     assert version_key("1.2") == version_key("1-2")
+
+
+@pytest.mark.parametrize(
+    ("other", "differing"),
+    [
+        (POLICY, []),
+        (replace(POLICY, keys=KEYS[:2]), ["keys"]),
+        (replace(POLICY, threshold=2), ["thresholds"]),
+        (replace(POLICY, channels={}), ["thresholds"]),
+        (replace(POLICY, minimum_versions={"web": "3"}), ["minimum versions of web"]),
+        (
+            replace(POLICY, keys=KEYS[1:], minimum_versions={"db": "3"}),
+            ["keys", "minimum versions of db, web"],
+        ),
+    ],
+)
+def test_two_policies_say_what_they_do_not_agree_on(
+    other: TrustPolicy, differing: list[str]
+) -> None:
+    assert POLICY.differences(other) == differing
+    assert other.differences(POLICY) == differing

@@ -92,8 +92,8 @@ class ImportRequest:
     version: str
     architecture: str = "amd64"
     release_id: str | None = None
-
     firmware: tuple[str, ...] = ()
+
 
 @contextlib.contextmanager
 def imported_image(request: ImportRequest, *, work: Path, now: datetime) -> Iterator[BuiltImage]:
@@ -127,12 +127,12 @@ def imported_image(request: ImportRequest, *, work: Path, now: datetime) -> Iter
             _convert(source, disk, raw)
         yield BuiltImage(raw, _facts(request, source, raw, now))
 
+
 def _opened(file: Path) -> BufferedReader:
     try:
         return file.open("rb")
     except OSError as error:
         raise RequestError(f"cannot read {file}: {error.strerror}") from error
-
 
 
 def _refuse_other_formats(source: BufferedReader) -> None:
@@ -196,8 +196,8 @@ def _facts(
         raise RequestError(
             f"{request.file.name} can start by no firmware we know",
             expected="a BIOS boot partition, an EFI system partition, or both",
-            hint="say what it boots on, if you know: --firmware",
             found=", ".join(part.name for part in partitions) or "no partitions",
+            hint="say what it boots on, if you know: --firmware",
         )
     root = root_partition(partitions)
     release_id = _release_id(request, raw, root)

@@ -21,12 +21,12 @@ from ..output import output_option, show
 from ..site import ACTOR, OpenSite, cache_option, config_option, opened
 from ..stages import Stages
 from ..watch import show_ended, until_final
-    from provisioner.core.model import ReleaseTest
 
-    from provisioner.service.releases import Releases
 if TYPE_CHECKING:
     from provisioner.core.manifest import Manifest
+    from provisioner.core.model import ReleaseTest
     from provisioner.lab.trial import Trial
+    from provisioner.service.releases import Releases
 
 LAB_PROFILE: Final = "lab"
 CONSOLE_LINES: Final = 15

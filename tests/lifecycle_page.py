@@ -12,6 +12,7 @@ from provisioner.core.effects import Effect, PowerOff, SetNextBoot
 from provisioner.core.lifecycle import (
     AGENT_SILENCE_LIMIT,
     HOST_MOVES,
+    IN_RAMDISK_FOR,
     LIMIT,
     RUNG_LAST,
     TABLES,
@@ -20,6 +21,12 @@ from provisioner.core.lifecycle import (
 from provisioner.core.model import FINAL, Kind, Phase
 
 PAGE: Final = Path(__file__).parent.parent / "docs" / "lifecycle.md"
+
+
+def _spoken(limit: timedelta) -> str:
+    minutes = int(limit.total_seconds() // 60)
+    return f"{minutes // 60} h" if minutes % 60 == 0 else f"{minutes} min"
+
 
 INTRODUCTION: Final = f"""\
 # Lifecycle
@@ -39,6 +46,11 @@ the deadline and another deployment.
 A host gets {RUNG_LAST + 1} attempts to netboot, each with the whole limit of `netbooting`:
 one-time network boot, the same with the 60-second flag timer held off, and persistent network
 boot, which is cleared afterwards.
+
+`return to its disk` clears a network boot and switches on a host that is off. It restarts one
+whose agent was heard within {_spoken(IN_RAMDISK_FOR)}: that one is in the ramdisk, and may hang.
+A host whose agent has been silent for longer is not restarted. Its agent's last word may have
+been lost, and its own system be at work.
 """
 
 
@@ -104,11 +116,6 @@ def _limits() -> str:
         "`[limits]` in [settings](settings.md) changes all of these.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _spoken(limit: timedelta) -> str:
-    minutes = int(limit.total_seconds() // 60)
-    return f"{minutes // 60} h" if minutes % 60 == 0 else f"{minutes} min"
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ class PowerOn:
 @dataclass(frozen=True)
 class ReturnToDisk:
     """The host runs from its own disk: no network boot is left set, and it is started
-    again from the disk where it was held in the ramdisk or switched off by us."""
+    again from the disk where it is surely in the ramdisk, or was switched off by us."""
 
 
 Effect = PowerOff | SetNextBoot | PowerOn | ReturnToDisk

@@ -57,6 +57,21 @@ class E(StrEnum):
     TIMED_OUT = "timed_out"
 
 
+# What an agent says itself, from its ramdisk. When it said so last is kept as evidence.
+_AGENT_EVENTS: Final = frozenset(
+    {
+        E.AGENT_SEEN,
+        E.REPORTED,
+        E.WRITE_PERMITTED,
+        E.WRITTEN,
+        E.VERIFIED,
+        E.COMPARED,
+        E.AGENT_FAILED,
+    }
+)
+AGENT_HEARD_AT: Final = "agent_heard_at"
+
+
 class NotAllowed(Conflict):
     """The tables have no such move; nothing was changed."""
 
@@ -107,6 +122,9 @@ _NETBOOT: Final[Table] = {
 # After WRITE_PERMITTED nothing can be cancelled: the old system is gone, and the way out
 # is forward (the deadline, then another deployment). A revoked release is the exception:
 # better no system than one that must not run.
+#
+# Nor is the host restarted then. Its disk holds half a system, one that must not run, or a
+# whole one whose agent was not heard; the next deployment switches it off, ramdisk or not.
 DEPLOYMENT: Final[Table] = {
     **_NETBOOT,
     (_P.QUEUED,     E.REVOKED):          (_P.FAILED,    (),                None),
@@ -195,6 +213,9 @@ LIMIT: Final[Mapping[Phase, timedelta]] = {
 # The agent reports every few seconds while it works. This long without a word, and it is
 # taken for dead although its phase could last longer.
 AGENT_SILENCE_LIMIT: Final = timedelta(minutes=3)
+# How long after its agent's last word a host is taken to be in the ramdisk still. Later it
+# may have restarted by itself, and run its own system.
+IN_RAMDISK_FOR: Final = timedelta(minutes=1)
 _AGENT_PHASES: Final = frozenset({Phase.PREPARING, Phase.WRITING, Phase.VERIFYING})
 
 
@@ -209,6 +230,17 @@ class Limits:
     def agent_phases(self) -> timedelta:
         """How long an agent may be at work, in all its phases together."""
         return sum((self.phase[phase] for phase in _AGENT_PHASES), timedelta())
+
+    def is_in_ramdisk(self, operation: Operation, now: datetime) -> bool:
+        """Return whether the agent was heard so lately that its host cannot have restarted.
+
+        False for every agent that was ended for its silence, whatever limit that has.
+        """
+        heard_at = operation.evidence.get(AGENT_HEARD_AT)
+        if heard_at is None:
+            return False
+        silent = now - datetime.fromisoformat(heard_at)
+        return silent <= min(IN_RAMDISK_FOR, self.agent_silence / 2)
 
     def deadline(self, phase: Phase, phase_at: datetime, now: datetime) -> datetime | None:
         """Return when `phase`, entered at `phase_at` and heard of `now`, is over."""
@@ -292,10 +324,11 @@ def advance(
     phase, effects, host_event = row
     rung = operation.rung + (event is E.RUNG_TIMED_OUT)
     moved = _enter(operation, phase, rung=rung, now=now, limits=limits)
+    heard = {AGENT_HEARD_AT: now.isoformat()} if event in _AGENT_EVENTS else {}
     moved = replace(
         moved,
         error=error if phase is Phase.FAILED else operation.error,
-        evidence={**operation.evidence, **(evidence or {})},
+        evidence={**operation.evidence, **heard, **(evidence or {})},
         progress=progress if progress is not None else operation.progress,
     )
     changed = host_after(host, host_event, operation) if host_event is not None else host

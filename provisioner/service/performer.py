@@ -43,8 +43,6 @@ POLL_S: Final = 0.5
 # password is never tried again, because BMCs lock accounts.
 ATTEMPTS_MAX: Final = 3
 RETRY_PAUSE_S: Final = 1.0
-# How long after its operation ended a host is still taken to be held in the ramdisk.
-RESET_WITHIN: Final = timedelta(minutes=1)
 # How long a database that is away is waited for. An effect that ended here with an error
 # would never be performed again, and its host could stay off.
 DATABASE_PATIENCE: Final = timedelta(minutes=10)
@@ -211,20 +209,16 @@ class Performer:
         """Clear a network boot and let the host run its own system again.
 
         A host that never left its old system is not restarted: nothing of ours runs on it.
+        Nor is one whose agent has been silent for long: its last word may have been lost,
+        and a reset would hit the host's own system at work.
         """
         last = RUNG_LAST if operation.rung >= RUNG_LAST else 0
         self._set_next_boot(bmc, host, SetNextBoot(BootDevice.DISK, last))
         if bmc.power() is PowerState.OFF:
             bmc.power_on()
-        elif operation.evidence.get("agent_address") and self._has_just_ended(operation):
-            # The agent restarts by itself when it gives up; this is for one that hangs.
+        elif self._transitions.limits.is_in_ramdisk(operation, self._clock()):
+            # The agent restarts by itself when it gives up; this is for one that hangs then.
             bmc.reset()
-
-    def _has_just_ended(self, operation: Operation) -> bool:
-        # Later, or for a second time after a crash, the host has long restarted by itself:
-        # a reset would hit its own system at work.
-        ended_at = operation.ended_at
-        return ended_at is not None and self._clock() - ended_at <= RESET_WITHIN
 
     def _feed_patiently(
         self,

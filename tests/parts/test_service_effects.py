@@ -10,7 +10,7 @@ import pytest
 
 from provisioner.core.contracts import Outgoing
 from provisioner.core.effects import Effect, PowerOff, PowerOn, ReturnToDisk, SetNextBoot
-from provisioner.core.lifecycle import LIMIT, RUNG_LAST, E
+from provisioner.core.lifecycle import AGENT_SILENCE_LIMIT, IN_RAMDISK_FOR, LIMIT, RUNG_LAST, E
 from provisioner.core.model import BootDevice, HostState, Kind, Operation, Phase
 from provisioner.service.performer import ATTEMPTS_MAX, OFF_READS, POWER_LIMIT, Performer
 from provisioner.service.transitions import Transitions
@@ -297,6 +297,34 @@ def test_a_host_held_in_the_ramdisk_is_restarted_from_its_disk(
     assert site.bmc().booted == [BootDevice.NETWORK, BootDevice.DISK]
 
 
+def test_a_host_whose_agent_fell_silent_is_not_restarted(site: Site, operation: Operation) -> None:
+    """What it said last may have been lost, and it restarted: its own system is at work."""
+    site.perform()
+    Agent(site).until(Phase.PREPARING)
+    site.pass_(AGENT_SILENCE_LIMIT)
+    assert site.phase(operation) is Phase.FAILED
+    assert error_of(site, operation)["code"] == "preparing_timed_out"
+    assert site.bmc().changes()[-2:] == ["power_on", "next_boot disk once"]
+    assert site.bmc().booted == [BootDevice.NETWORK]
+
+
+def test_a_host_whose_agent_says_that_it_gives_up_is_restarted(
+    site: Site, operation: Operation
+) -> None:
+    """Should it hang then. A word of it a little earlier is enough, a minute later is not."""
+    site.perform()
+    agent = Agent(site).until(Phase.PREPARING)
+    site.clock.pass_(AGENT_SILENCE_LIMIT.total_seconds() - 1)
+    agent.failed()
+    site.clock.pass_(IN_RAMDISK_FOR.total_seconds())
+    site.perform()
+    assert site.phase(operation) is Phase.FAILED
+    assert site.bmc().changes()[-2:] == ["next_boot disk once", "reset"]
+    site.clock.pass_(1)
+    site.performer.perform(outgoing(site.at(operation), ReturnToDisk()))
+    assert site.bmc().changes()[-2:] == ["reset", "next_boot disk once"]
+
+
 def test_a_host_that_was_never_reached_is_not_restarted(site: Site) -> None:
     site.add_host()
     operation = site.deploy("r1n1")
@@ -362,7 +390,8 @@ def test_the_worker_carries_a_deployment_on_the_durable_queue(site: Site) -> Non
         site.clock.pass_(LIMIT[Phase.PREPARING].total_seconds())
         # A jump of the clock is taken for an outage, so the rest of it passes in steps.
         until(lambda: has_failed_later(site, operation))
-        until(lambda: site.bmc().booted == [BootDevice.NETWORK, BootDevice.DISK])
+        until(lambda: site.bmc().changes()[-1] == "next_boot disk once")
+        assert site.bmc().booted == [BootDevice.NETWORK], "its agent was silent: it may be home"
     finally:
         stop.set()
         thread.join(30)

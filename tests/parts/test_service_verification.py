@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from provisioner.core.guard import WriteRefused
-from provisioner.core.lifecycle import LIMIT, NotAllowed
+from provisioner.core.lifecycle import IN_RAMDISK_FOR, LIMIT, NotAllowed
 from provisioner.core.model import HostState, Kind, Operation, Phase
 from provisioner.errors import Conflict, RequestError
 from provisioner.service.agents import TokenRefused
@@ -43,6 +43,13 @@ def comparing(active: Site) -> Agent:
     assert told["release"] == active.releases.show("tiny@1").digest
     assert told["disk_rule"] == {"bus": "virtio", "size_min_bytes": 1 << 30}
     return agent
+
+
+def test_a_cancelled_one_whose_agent_is_silent_is_not_reset(active: Site, comparing: Agent) -> None:
+    active.clock.pass_(IN_RAMDISK_FOR.total_seconds() + 1)
+    active.operations.cancel(comparing.operation().id, actor=ACTOR)
+    active.perform()
+    assert active.bmc().changes()[-1] == "next_boot disk once"
 
 
 @pytest.mark.parametrize("differing", [0, 3])
@@ -114,6 +121,7 @@ def test_an_agent_that_fails_gives_the_host_back_to_its_disk(
     operation = comparing.operation()
     assert operation.phase is Phase.FAILED
     assert active.hosts.show("r1n1").state is HostState.ACTIVE
+    assert active.bmc().changes()[-2:] == ["next_boot disk once", "reset"]
     with pytest.raises(NotAllowed):
         comparing.compared()
 
@@ -121,12 +129,15 @@ def test_an_agent_that_fails_gives_the_host_back_to_its_disk(
 def test_it_is_cancelled_at_any_time(active: Site, comparing: Agent) -> None:
     active.operations.cancel(comparing.operation().id, actor=ACTOR)
     active.perform()
+    assert active.bmc().changes()[-1] == "reset"
     assert comparing.operation().phase is Phase.CANCELLED
     assert active.hosts.show("r1n1").state is HostState.ACTIVE
 
 
 def test_a_silent_agent_ends_it_without_a_word_of_writing(active: Site, comparing: Agent) -> None:
     active.pass_(LIMIT[Phase.VERIFYING] + timedelta(seconds=1))
+    # Its last word may have been lost: a reset would hit a system at work.
+    assert active.bmc().changes()[-1] == "next_boot disk once"
     error = comparing.operation().error
     assert error is not None
     assert error["code"] == "verifying_timed_out"

@@ -18,6 +18,7 @@ from provisioner.core.effects import (
     to_json,
 )
 from provisioner.core.lifecycle import (
+    AGENT_HEARD_AT,
     AGENT_SILENCE_LIMIT,
     HOST_MOVES,
     LIMIT,
@@ -479,7 +480,8 @@ def test_an_error_is_kept_only_by_what_failed() -> None:
 def test_evidence_adds_up_and_progress_is_the_last_word() -> None:
     operation = operation_in(Phase.WRITING, evidence={"disk": 1}, progress={"done_bytes": 1})
     after = step(operation, E.REPORTED, evidence={"seen": 2}, progress={"done_bytes": 5})
-    assert after.operation.evidence == {"disk": 1, "seen": 2}
+    heard_at = {AGENT_HEARD_AT: (NOW + timedelta(minutes=1)).isoformat()}
+    assert after.operation.evidence == {"disk": 1, "seen": 2, **heard_at}
     assert after.operation.progress == {"done_bytes": 5}
     silent = step(after.operation, E.REPORTED)
     assert silent.operation.progress == {"done_bytes": 5}

@@ -1,0 +1,34 @@
+"""Whether a host is in the ramdisk still, by what its agent said last."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+
+from provisioner.core.lifecycle import IN_RAMDISK_FOR, E, advance
+from provisioner.core.model import Kind, Operation, Phase
+from tests.unit.examples import GENERATION, HOST, LIMITS, NOW, operation_in
+
+
+@pytest.mark.parametrize("silence", [timedelta(minutes=3), timedelta(seconds=1)])
+def test_an_agent_that_was_ended_for_its_silence_is_not_taken_to_be_in_the_ramdisk(
+    silence: timedelta,
+) -> None:
+    """Whatever limit a site sets: it may have said its last word, and gone home."""
+    limits = replace(LIMITS, agent_silence=silence)
+    before = operation_in(Phase.NETBOOTING, Kind.VERIFICATION)
+    assert not limits.is_in_ramdisk(before, NOW)
+
+    def at(now: datetime, operation: Operation, event: E) -> Operation:
+        moved = advance(operation, HOST, event, now=now, generation=GENERATION, limits=limits)
+        return moved.operation
+
+    seen = at(NOW, before, E.AGENT_SEEN)
+    said = at(NOW + silence / 2, seen, E.REPORTED)
+    assert limits.is_in_ramdisk(said, NOW + silence / 2)
+    assert said.deadline_at is not None
+    ended = at(said.deadline_at, said, E.TIMED_OUT)
+    assert not limits.is_in_ramdisk(ended, said.deadline_at)
+    gave_up = at(said.deadline_at, said, E.AGENT_FAILED)
+    assert limits.is_in_ramdisk(gave_up, said.deadline_at)
+    assert not limits.is_in_ramdisk(gave_up, said.deadline_at + IN_RAMDISK_FOR + silence)

@@ -8,6 +8,7 @@ from provisioner.core.contracts import Tx
 from provisioner.core.lifecycle import E
 from provisioner.core.model import FINAL, Json, Kind, Operation, Phase, ReleaseRow
 from provisioner.core.releases import revoked_error
+from provisioner.errors import NotFound
 
 from .transitions import Transitions
 
@@ -25,7 +26,7 @@ def revoke(
     or refused.
     """
     row = tx.lock_release(digest)
-    ended = _deployments_of(tx, digest)
+    ended = _locked_deployments(tx, digest)
     if row.revoked_at is None:
         row = replace(row, revoked_at=now, revoked_reason=reason)
         tx.save_release(row)
@@ -44,8 +45,18 @@ def revoke(
     return row
 
 
-def _deployments_of(tx: Tx, digest: str) -> list[Operation]:
-    """Return the unfinished deployments of a release, in the order in which to lock hosts."""
+def _locked_deployments(tx: Tx, digest: str) -> list[Operation]:
+    """Return the unfinished deployments of a release, locked, in the order of their hosts."""
     found = tx.operations(phases=_UNFINISHED, release=digest, limit=DEPLOYMENTS_ENDED_MAX)
     deployments = [operation for operation in found if operation.kind is Kind.DEPLOYMENT]
-    return sorted(deployments, key=lambda operation: operation.host_id)
+    locked = []
+    for seen in sorted(deployments, key=lambda operation: operation.host_id):
+        # It was looked up without a lock: it may have ended since then, or be gone with its
+        # host, and must not keep the release from being revoked.
+        try:
+            operation = tx.operation(seen.id)
+        except NotFound:
+            continue
+        if not operation.is_final:
+            locked.append(operation)
+    return locked

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from provisioner.core.lifecycle import E
 from provisioner.core.model import Channel, HostId, HostState, Kind, Phase, ReleaseRow
 from provisioner.errors import Conflict, ProvisionerError
 from provisioner.imaging.archive import Archive
@@ -244,6 +245,41 @@ def test_of_a_revocation_and_a_deployment_at_once_none_is_left_running(
         with site.store.begin() as tx:
             row = tx.lock_release(site.releases.show("tiny@1").digest)
             tx.save_release(replace(row, revoked_at=None, revoked_reason=None))
+
+
+@pytest.mark.parametrize("is_deleted", [False, True], ids=["ended", "deleted"])
+def test_a_deployment_that_ends_meanwhile_keeps_no_release_from_being_revoked(
+    racing: tuple[Site, Archive], is_deleted: bool
+) -> None:
+    """The revocation saw it open, and has to wait for whoever ends it."""
+    site, _ = racing
+    other = site.deploy("r1n2")
+    operation = site.deploy("r1n1")
+    held, go_on = threading.Event(), threading.Event()
+
+    def end() -> None:
+        with site.store.begin() as tx:
+            if is_deleted:
+                tx.delete_host(tx.operation(operation.id).host_id)
+            else:
+                site.transitions.apply(tx, operation.id, E.CANCEL, generation=1, actor=ACTOR)
+            held.set()
+            go_on.wait(30)
+
+    with ThreadPoolExecutor(2) as pool:
+        ending = pool.submit(end)
+        assert held.wait(30)
+        revoking = pool.submit(site.releases.revoke, "tiny@1", "bad", actor=ACTOR)
+        with pytest.raises(TimeoutError):
+            revoking.result(0.3)
+        go_on.set()
+        ending.result(30)
+        assert revoking.result(30).revoked_at is not None
+    assert site.phase(other) is Phase.FAILED
+    if not is_deleted:
+        assert site.phase(operation) is Phase.CANCELLED
+    (row,) = (row for row in site.audit.rows() if row.action == "release.revoked")
+    assert row.detail["deployments_ended"] == 1
 
 
 def test_the_archive_loses_what_was_given_up_and_no_more(racing: tuple[Site, Archive]) -> None:

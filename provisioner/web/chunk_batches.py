@@ -5,7 +5,10 @@ Trusts nothing and signs nothing: the agent checks every chunk.
 
 import hashlib
 import threading
+import time
 from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +22,9 @@ from .file_source import FileSource
 
 # A rollout moves between two releases; a few of them run side by side.
 INDEXES_MAX: Final = 16
+# A release that is not there is not looked for again at once; one that arrives is soon seen.
+MISS_KEPT_S: Final = 5.0
+MISSES_MAX: Final = 256
 _DIGEST_BYTES: Final = 32
 _ZEROS: Final = bytes(_DIGEST_BYTES)
 
@@ -66,46 +72,66 @@ class ChunkIndex:
         return f"chunks/{name[:2]}/{name}"
 
 
-class ChunkBatches:
-    """Batches of any release in the store. Keeps the indexes of the last few releases.
+class ChunkIndexes:
+    """The indexes of the last few releases. A release never changes, so none is stale.
 
-    Safe to use from several threads. A release never changes, so nothing kept is stale.
+    Safe to use from several threads. `clock` counts seconds.
     """
 
-    def __init__(self, files: FileSource) -> None:
+    def __init__(self, files: FileSource, clock: Callable[[], float]) -> None:
         self._files = files
+        self._clock = clock
+        # Guards what follows, and is never held while a file is read.
         self._lock = threading.Lock()
-        self._indexes: OrderedDict[str, ChunkIndex] = OrderedDict()
+        self._known: OrderedDict[str, ChunkIndex] = OrderedDict()
+        self._missed: OrderedDict[str, tuple[float, NotFound]] = OrderedDict()
+        self._loading: dict[str, Future[ChunkIndex]] = {}
 
-    def answer(self, release: str, spec: str) -> bytes:
-        """Return the body for a request.
+    def of(self, release: str) -> ChunkIndex:
+        """Return a release's index. A rack that starts at once reads its manifest once.
 
-        Raises NotFound for a release or a chunk that is not in the store, and RequestError
-        for chunks that may not be asked for.
+        Raises NotFound when there is no such release, or its manifest is damaged.
         """
-        indexes = indexes_in(spec)
-        paths = self._index(release).paths(indexes)
-        frames = self._files.read_many(paths)
-        found = [frame for frame in frames if frame is not None]
-        if len(found) < len(frames):
-            missing = indexes[frames.index(None)]
-            raise NotFound(
-                f"chunk {missing} of release {release} is missing from the store",
-                hint="provisioner image verify",
-            )
-        return pack(found)
-
-    def _index(self, release: str) -> ChunkIndex:
-        # Held while a manifest is read: a rack that starts at once reads it once.
         with self._lock:
-            index = self._indexes.get(release)
-            if index is None:
-                index = self._load(release)
-                self._indexes[release] = index
-                if len(self._indexes) > INDEXES_MAX:
-                    self._indexes.popitem(last=False)
-            self._indexes.move_to_end(release)
-            return index
+            if (index := self._known.get(release)) is not None:
+                self._known.move_to_end(release)
+                return index
+            self._refuse_missed(release)
+            loading = self._loading.get(release)
+            if loading is None:
+                mine = self._loading[release] = Future()
+        return loading.result() if loading is not None else self._load_for_all(release, mine)
+
+    def _refuse_missed(self, release: str) -> None:
+        if (missed := self._missed.get(release)) is not None:
+            until, why = missed
+            if self._clock() < until:
+                raise NotFound(why.message, hint=why.hint)
+
+    def _load_for_all(self, release: str, mine: Future[ChunkIndex]) -> ChunkIndex:
+        """Load an index, and tell those who wait for it what came of that."""
+        try:
+            index = self._load(release)
+        except BaseException as error:
+            self._note(release, error)
+            mine.set_exception(error)
+            raise
+        self._note(release, index)
+        mine.set_result(index)
+        return index
+
+    def _note(self, release: str, outcome: ChunkIndex | BaseException) -> None:
+        with self._lock:
+            del self._loading[release]
+            if isinstance(outcome, ChunkIndex):
+                self._known[release] = outcome
+                if len(self._known) > INDEXES_MAX:
+                    self._known.popitem(last=False)
+            elif isinstance(outcome, NotFound):
+                self._missed[release] = (self._clock() + MISS_KEPT_S, outcome)
+                self._missed.move_to_end(release)
+                if len(self._missed) > MISSES_MAX:
+                    self._missed.popitem(last=False)
 
     def _load(self, release: str) -> ChunkIndex:
         data = self._files.read(f"releases/{release}/manifest.json")
@@ -120,3 +146,32 @@ class ChunkBatches:
         raise NotFound(
             f"the manifest of release {release} is damaged", hint="provisioner image verify"
         )
+
+
+class ChunkBatches:
+    """Batches of any release in the store.
+
+    Safe to use from several threads.
+    """
+
+    def __init__(self, files: FileSource, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._files = files
+        self._indexes = ChunkIndexes(files, clock)
+
+    def answer(self, release: str, spec: str) -> bytes:
+        """Return the body for a request.
+
+        Raises NotFound for a release or a chunk that is not in the store, and RequestError
+        for chunks that may not be asked for.
+        """
+        indexes = indexes_in(spec)
+        paths = self._indexes.of(release).paths(indexes)
+        frames = self._files.read_many(paths)
+        found = [frame for frame in frames if frame is not None]
+        if len(found) < len(frames):
+            missing = indexes[frames.index(None)]
+            raise NotFound(
+                f"chunk {missing} of release {release} is missing from the store",
+                hint="provisioner image verify",
+            )
+        return pack(found)

@@ -1,15 +1,21 @@
 """Where the boot listener's immutable files come from. Decides nothing about requests."""
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final, Protocol
 
 from provisioner.core.manifest import MANIFEST_BYTES_MAX
-from provisioner.errors import NotFound
+from provisioner.errors import NotFound, Unavailable
+
+from .threads import BOOT_THREADS, SCRIPT_THREADS
 
 # A batch is up to 64 chunks, and an object store takes some milliseconds to find each.
 READS_AT_ONCE_MAX: Final = 32
+# How many requests of one process may wait for a store that is not on this machine.
+WAITING_MAX: Final = BOOT_THREADS - SCRIPT_THREADS
 _OF_RELEASES: Final = ("releases/", "chunks/")
 
 
@@ -24,6 +30,12 @@ class FileSource(Protocol):
 
     def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
         """Return the bytes of several small files, in order."""
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Hold one of the places among those who may wait for `read` and `read_many`.
+
+        Raises Unavailable at once when all are taken.
+        """
 
 
 class LocalFiles:
@@ -50,18 +62,24 @@ class LocalFiles:
         """Return the bytes of several files."""
         return [self.read(path) for path in paths]
 
+    def turn(self) -> AbstractContextManager[None]:
+        """Let everybody have a turn: a disk is not waited for."""
+        return nullcontext()
+
 
 class StoredElsewhere:
     """Ramdisks from this machine, and all that belongs to releases from where they are kept.
 
     read returns a file by its path, at most so many bytes of it, or raises NotFound. Safe to
-    use from several threads.
+    use from several threads. Whoever reads what belongs to releases holds a turn: the store
+    may take a minute and a half to give up, and boot scripts need threads meanwhile.
     """
 
     def __init__(self, here: LocalFiles, read: Callable[[str, int], bytes]) -> None:
         self._here = here
         self._read = read
         self._pool = ThreadPoolExecutor(READS_AT_ONCE_MAX, thread_name_prefix="store")
+        self._turns = threading.BoundedSemaphore(WAITING_MAX)
 
     def local(self, path: str) -> Path | None:
         """Return the path of a file on this machine; what belongs to a release is not here."""
@@ -79,3 +97,17 @@ class StoredElsewhere:
     def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
         """Return the bytes of several files, fetched side by side."""
         return list(self._pool.map(self.read, paths))
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Hold one of WAITING_MAX places."""
+        if not self._turns.acquire(blocking=False):
+            raise Unavailable(
+                "the release store is slow, and enough requests wait for it",
+                expected=f"at most {WAITING_MAX} at a time",
+                hint="ask again in a few seconds",
+            )
+        try:
+            yield
+        finally:
+            self._turns.release()

@@ -4,6 +4,7 @@ Every path is one of a few patterns with hex digests in it, so no name from a re
 becomes a path of its own. Knows no host and needs no token: the agent checks all of it.
 """
 
+from http import HTTPStatus
 from typing import Final
 
 from flask import Blueprint, Flask, Response, abort, send_file
@@ -14,6 +15,8 @@ from .file_source import FileSource
 
 # A year: the name is the digest of the content, so it can never be stale.
 MAX_AGE_S: Final = 365 * 24 * 3600
+# When to ask again for a file whose store is slow: an agent's own pauses are of that kind.
+RETRY_AFTER_S: Final = 2
 ACCEL_PREFIX: Final = "/provisioner-files"
 
 _JSON: Final = "application/json"
@@ -42,6 +45,13 @@ def add_files(app: Flask, source: FileSource, *, accel: bool) -> None:
     files = Blueprint("files", __name__)
     batches = ChunkBatches(source)
 
+    def read(relative: str) -> bytes:
+        with source.turn():
+            data = source.read(relative)
+        if data is None:
+            abort(404, description=_MISSING)
+        return data
+
     def answer(relative: str, etag: str, mimetype: str) -> Response:
         path = source.local(relative)
         if path is not None and not accel:
@@ -49,10 +59,8 @@ def add_files(app: Flask, source: FileSource, *, accel: bool) -> None:
         response = Response(mimetype=mimetype)
         if path is not None:
             response.headers["X-Accel-Redirect"] = f"{ACCEL_PREFIX}/{relative}"
-        elif (data := source.read(relative)) is not None:
-            response.set_data(data)
         else:
-            abort(404, description=_MISSING)
+            response.set_data(read(relative))
         response.set_etag(etag)
         return _kept(response)
 
@@ -69,21 +77,27 @@ def add_files(app: Flask, source: FileSource, *, accel: bool) -> None:
     @files.get(f"/releases/<digest:digest>/{_SIGNATURES}")
     def signatures(digest: str) -> Response:
         # Signatures are added to a release later on: nobody may keep the file.
-        if (data := source.read(f"releases/{digest}/{_SIGNATURES}")) is None:
-            abort(404, description=_MISSING)
-        response = Response(data, mimetype=_JSON)
+        response = Response(read(f"releases/{digest}/{_SIGNATURES}"), mimetype=_JSON)
         response.headers["Cache-Control"] = "no-cache"
         return response
 
     @files.get("/releases/<digest:digest>/chunks/<spec>")
     def batch(digest: str, spec: str) -> Response:
-        return _kept(Response(batches.answer(digest, spec), mimetype=_BYTES))
+        with source.turn():
+            body = batches.answer(digest, spec)
+        return _kept(Response(body, mimetype=_BYTES))
 
     @files.get("/chunks/<pair:pair>/<digest:digest>")
     def chunk(pair: str, digest: str) -> Response:
         if not digest.startswith(pair):
             abort(404, description=_MISSING)
         return answer(f"chunks/{pair}/{digest}", digest, _BYTES)
+
+    @files.after_request
+    def not_now(response: Response) -> Response:
+        if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
+            response.headers["Retry-After"] = str(RETRY_AFTER_S)
+        return response
 
     app.register_blueprint(files)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flask import Flask
 
-from provisioner.web.file_source import LocalFiles
+from provisioner.web.file_source import FileSource, LocalFiles
 from provisioner.web.files import add_files
 from provisioner.web.problems import install_problems
 from tests.parts.agent_service import Release
@@ -25,8 +25,15 @@ def lay_out(folder: Path, *releases: Release) -> None:
 @contextmanager
 def served(folder: Path, *, accel: bool = False) -> Iterator[str]:
     """Serve what lies below the folder; yields the URL."""
+    with serving(LocalFiles(folder), accel=accel) as url:
+        yield url
+
+
+@contextmanager
+def serving(files: FileSource, *, accel: bool = False) -> Iterator[str]:
+    """Serve these files; yields the URL."""
     app = Flask("store", static_folder=None)
     install_problems(app)
-    add_files(app, LocalFiles(folder), accel=accel)
+    add_files(app, files, accel=accel)
     with listening(app) as url:
         yield url

@@ -10,10 +10,12 @@ import pytest
 
 from provisioner.core.batches import frames_in, pack
 from provisioner.errors import NotFound
-from provisioner.web.chunk_batches import INDEXES_MAX, ChunkBatches
-from provisioner.web.file_source import LocalFiles
+from provisioner.web.chunk_batches import INDEXES_MAX, MISS_KEPT_S, MISSES_MAX, ChunkBatches
+from provisioner.web.file_source import WAITING_MAX, LocalFiles, StoredElsewhere
+from provisioner.web.files import RETRY_AFTER_S
+from provisioner.web.threads import BOOT_THREADS
 from tests.parts.agent_service import CHUNK, MIB, Release, chunk_path, make_release
-from tests.parts.release_store import lay_out, served
+from tests.parts.release_store import lay_out, served, serving
 
 
 def image(chunks: int) -> bytes:
@@ -168,6 +170,95 @@ def test_a_rack_that_starts_at_once_reads_the_manifest_once(folder: Path, releas
         answers = set(pool.map(ask, range(16)))
     assert answers == {pack(frames(release, [0, 1]))}
     assert files.manifests == 1
+
+
+class SlowStore:
+    """A store elsewhere that answers nothing of what `stuck` names until `go_on` is set."""
+
+    def __init__(self, root: Path, stuck: str) -> None:
+        self._files, self._stuck = LocalFiles(root), stuck
+        self.go_on = threading.Event()
+        self.waiting = threading.Semaphore(0)
+
+    def read(self, path: str, limit: int) -> bytes:
+        if self._stuck in path:
+            self.waiting.release()
+            assert self.go_on.wait(30)
+        data = self._files.read(path)
+        if data is None:
+            raise NotFound(path)
+        assert len(data) <= limit
+        return data
+
+
+def test_a_slow_store_leaves_threads_to_boot_scripts(folder: Path, release: Release) -> None:
+    """Whoever comes once enough are waiting is told at once to come again."""
+    ramdisk = folder / "ramdisks" / ("a" * 64) / "initrd"
+    ramdisk.parent.mkdir(parents=True)
+    ramdisk.write_bytes(b"initrd")
+    store = SlowStore(folder, chunk_path(str(release.manifest.chunks[0]))[1:])
+    files = StoredElsewhere(LocalFiles(folder), store.read)
+    chunk, batch = chunk_path(str(release.manifest.chunks[0])), f"{release.folder}/chunks/0"
+    with serving(files) as url, ThreadPoolExecutor(WAITING_MAX) as pool:
+        paths = [chunk, batch] * (WAITING_MAX // 2)
+        asked = [pool.submit(httpx.get, url + path, timeout=60) for path in paths]
+        for _ in asked:
+            assert store.waiting.acquire(timeout=30)
+        for path in (chunk, batch, f"{release.folder}/manifest.sig"):
+            answer = httpx.get(url + path)
+            assert answer.status_code == 503
+            assert int(answer.headers["Retry-After"]) == RETRY_AFTER_S
+            assert "Cache-Control" not in answer.headers
+        assert httpx.get(f"{url}/ramdisks/{'a' * 64}/initrd").content == b"initrd"
+        store.go_on.set()
+        assert {one.result().status_code for one in asked} == {200}
+        assert httpx.get(url + batch).content == pack(frames(release, [0]))
+        # What could not be had gave its place back, too.
+        for _ in range(WAITING_MAX + 1):
+            assert httpx.get(f"{url}/chunks/aa/{'a' * 64}").status_code == 404
+
+
+def test_threads_are_left_to_boot_scripts() -> None:
+    assert 0 < WAITING_MAX < BOOT_THREADS
+
+
+def test_a_manifest_that_is_slow_to_come_holds_up_its_own_release_alone(
+    folder: Path, release: Release
+) -> None:
+    slow = make_release(image(4), version="slow")
+    lay_out(folder, slow)
+    store = SlowStore(folder, f"{slow.folder[1:]}/manifest.json")
+    batches = ChunkBatches(StoredElsewhere(LocalFiles(folder), store.read))
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(batches.answer, slow.manifest.digest, "0") for _ in range(4)]
+        assert store.waiting.acquire(timeout=30)
+        assert batches.answer(release.manifest.digest, "0") == pack(frames(release, [0]))
+        store.go_on.set()
+        assert {one.result(30) for one in asked} == {pack(frames(slow, [0]))}
+    assert not store.waiting.acquire(blocking=False), "it was read once"
+
+
+def test_a_release_that_is_not_there_is_not_looked_for_again_at_once(
+    tmp_path: Path, release: Release
+) -> None:
+    files, now = CountingFiles(tmp_path), [0.0]
+    batches = ChunkBatches(files, clock=lambda: now[0])
+    digest = release.manifest.digest
+    for _ in range(3):
+        with pytest.raises(NotFound, match="there is no release"):
+            batches.answer(digest, "0")
+    assert files.manifests == 1
+    for number in range(MISSES_MAX):
+        with pytest.raises(NotFound):
+            batches.answer(f"{number:064x}", "0")
+    with pytest.raises(NotFound):
+        batches.answer(digest, "0")
+    assert files.manifests == MISSES_MAX + 2, "no more of them are kept than that"
+    lay_out(tmp_path, release)
+    with pytest.raises(NotFound):
+        batches.answer(digest, "0")
+    now[0] = MISS_KEPT_S
+    assert batches.answer(digest, "0") == pack(frames(release, [0]))
 
 
 def test_only_the_last_few_releases_are_remembered(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from provisioner.core.model import Firmware
 from provisioner.errors import ConfigError
 from provisioner.setting_types import Address
 from provisioner.settings import Settings
+from provisioner.web.threads import BOOT_THREADS
 
 from .supervisor import Part
 
@@ -35,7 +36,7 @@ NAMES: Final = ("api", "boot", "tftp", "dhcp", "worker")
 NEED_DATABASE: Final = frozenset({"api", "boot", "dhcp", "worker"})
 
 API_WORKERS, API_THREADS = 1, 16
-BOOT_WORKERS, BOOT_THREADS = 2, 24
+BOOT_WORKERS: Final = 2
 AGENT_WORKERS, AGENT_THREADS = 1, 16
 BACKLOG: Final = 1024
 # A service that was just killed may hold its addresses for a moment longer.

@@ -39,7 +39,8 @@ class ShimHosts:
     """Writes the file when the list has changed, and then calls `on_change`.
 
     `read_macs` may fail with a ProvisionerError, such as of a database that is away: the
-    list then stays as it is, or empty.
+    list then stays as it is, or empty. So may the disk (OSError): `look` raises it, and
+    `run` looks again.
     """
 
     def __init__(
@@ -78,7 +79,16 @@ class ShimHosts:
         return True
 
     def run(self, stop: threading.Event) -> None:
-        """Look until told to stop."""
+        """Look until told to stop, whatever the disk or a signal to dnsmasq comes to."""
+        changed = has_failed = False
         while not stop.wait(self._look_s):
-            if self.look():
-                self._on_change()
+            try:
+                changed = self.look() or changed
+                if changed:
+                    self._on_change()
+            except OSError as error:
+                if not has_failed:
+                    log.warning("list of hosts with Secure Boot on is not kept", why=str(error))
+                has_failed = True
+            else:
+                changed = has_failed = False

@@ -5,6 +5,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from provisioner.errors import Unavailable
 from provisioner.netboot.shim_hosts import ShimHosts
 
@@ -52,6 +54,33 @@ def test_a_mac_that_is_none_keeps_the_list_as_it_is(tmp_path: Path) -> None:
     file.write_text(LINE)
     hosts = ShimHosts(file, lambda: [f"{TWO}\nport=53"], on_change=lambda: None)
     assert (hosts.look(), file.read_text()) == (False, LINE)
+
+
+def test_a_disk_that_takes_nothing_is_tried_again(tmp_path: Path) -> None:
+    """Until then, and also where the word to dnsmasq was what failed."""
+    changes, stop, failed = threading.Semaphore(0), threading.Event(), threading.Event()
+
+    def tell() -> None:
+        if not failed.is_set():
+            failed.set()
+            raise ProcessLookupError
+        changes.release()
+
+    file = tmp_path / "not yet there" / "hosts"
+    hosts = ShimHosts(file, Database([ONE]), on_change=tell, look_s=0.01)
+    with pytest.raises(FileNotFoundError):
+        hosts.look()
+    thread = threading.Thread(target=hosts.run, args=(stop,))
+    thread.start()
+    time.sleep(0.1)
+    assert thread.is_alive()
+    file.parent.mkdir()
+    assert changes.acquire(timeout=10)
+    assert file.read_text() == LINE
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert not changes.acquire(blocking=False), "told of it once"
 
 
 def test_dnsmasq_is_told_of_each_change_until_the_end(tmp_path: Path) -> None:

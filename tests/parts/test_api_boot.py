@@ -22,7 +22,7 @@ from provisioner.web.boot import DECISION_LIMIT_S
 from provisioner.web.boot import create_app as create_boot_app
 from provisioner.web.files import ACCEL_PREFIX
 from tests.parts.http_listener import listening
-from tests.parts.service_site import Agent, Site, inventory, mac
+from tests.parts.service_site import ACTOR, Agent, Site, inventory, mac
 
 LOCAL_DISK = """#!ipxe
 iseq ${platform} efi && goto efi ||
@@ -320,7 +320,25 @@ def test_a_used_ticket_is_a_problem_that_names_the_host(agent_url: str, site: Si
     assert ticket not in again.text
 
 
-@pytest.mark.parametrize("call", ["authorise", "progress", "seed", "failed", "done"])
+def test_a_comparison_ends_by_http(agent_url: str, site: Site) -> None:
+    site.add_host()
+    (operation,) = site.operations.request_verification(["r1n1"], "tiny@1", actor=ACTOR)
+    site.worker.start_queued()
+    site.perform()
+    body = {"ticket": Agent(site).boots().ticket, "inventory": inventory()}
+    told = httpx.post(f"{agent_url}/agent/v1/hello", json=body).json()
+    assert told["mode"] == "verify"
+    counts = {"compared_chunks": 9, "differing_chunks": 2, "differing_bytes": 131072}
+    found = {"generation": told["generation"], **counts, "seconds": {"compare": 1.5}}
+    headers = {"Authorization": f"Bearer {told['token']}"}
+    for _ in ("once", "its answer was lost"):
+        answer = httpx.post(f"{agent_url}/agent/v1/compared", json=found, headers=headers)
+        assert (answer.status_code, answer.json()) == (200, {"restart": "reboot"})
+    assert site.phase(operation) is Phase.SUCCEEDED
+    assert site.at(operation).evidence["differing_chunks"] == 2
+
+
+@pytest.mark.parametrize("call", ["authorise", "progress", "seed", "failed", "done", "compared"])
 def test_without_its_token_an_agent_is_told_nothing(agent_url: str, call: str) -> None:
     for headers, status in (({}, 401), ({"Authorization": "Bearer at_guessed"}, 403)):
         body = {
@@ -328,6 +346,9 @@ def test_without_its_token_an_agent_is_told_nothing(agent_url: str, call: str) -
             "release": "a",
             "written_bytes": 1,
             "fetched_bytes": 1,
+            "compared_chunks": 1,
+            "differing_chunks": 0,
+            "differing_bytes": 0,
             "seconds": {},
             "disk": {"name": "vda", "serial": "s", "wwn": None, "size_bytes": 1},
         }

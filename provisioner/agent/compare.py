@@ -87,17 +87,14 @@ def compare(
     Asks for no permission, and cannot write. Raises a ProvisionerError that says what
     stopped it.
     """
-    target = find_target(session, machine, progress)
-    manifest, sources = target.manifest, sources_of(session)
-    threads = thread_count(manifest.chunk_bytes, os.cpu_count() or 1)
-    with (
-        heartbeat(session, client, progress) as beating,
-        target.open(is_read_only=True) as file,
-        progress.stage("compare"),
-    ):
-        image = ImageOnDisk(file, manifest)
-        first = first_chunk(manifest, ChunkFetcher(sources, manifest, progress, beating.stop))
-        found = Comparison(image, beating, progress, threads=threads)
-        found.run(first)
+    with heartbeat(session, client, progress) as beating:
+        target = find_target(session, machine, progress, beating.stop)
+        manifest, sources = target.manifest, sources_of(session)
+        threads = thread_count(manifest.chunk_bytes, os.cpu_count() or 1)
+        with target.open(is_read_only=True) as file, progress.stage("compare"):
+            image = ImageOnDisk(file, manifest)
+            first = first_chunk(manifest, ChunkFetcher(sources, manifest, progress, beating.stop))
+            found = Comparison(image, beating, progress, threads=threads)
+            found.run(first)
     say(f"{found.differing_chunks} of {found.compared_chunks} chunks differ")
     return found

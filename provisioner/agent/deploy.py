@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from provisioner.agent.client import PATIENCE_S, ServiceClient
 from provisioner.agent.console import say
+from provisioner.agent.disk_io import DiskFile
 from provisioner.agent.fat import fat_image
 from provisioner.agent.layout import (
     CIDATA_BYTES,
@@ -21,6 +22,7 @@ from provisioner.agent.layout import (
     plan_layout,
     read_table,
 )
+from provisioner.agent.permission import Permission
 from provisioner.agent.problems import ReadBackMismatch, SeedGone, SeedUnfit, ServiceRefused
 from provisioner.agent.progress import Progress
 from provisioner.agent.session import Session
@@ -33,6 +35,8 @@ SEED: Final = "/agent/v1/seed"
 SEED_FILES: Final = ("meta-data", "user-data", "vendor-data", "network-config")
 # The service's own code for a seed that was handed out before.
 SEED_HAS_LEFT: Final = "gone"
+# A disk may take a second for each of these, and the permission is looked at between them.
+DISCARD_BYTES: Final = 16 * 1024 * 1024 * 1024
 
 
 def deploy(session: Session, machine: Machine, client: ServiceClient, progress: Progress) -> None:
@@ -42,14 +46,13 @@ def deploy(session: Session, machine: Machine, client: ServiceClient, progress: 
     """
     if session.writes_nothing:
         raise ConfigError("a deployment that may write nothing")
-    target = find_target(session, machine, progress)
-    disk, manifest = target.disk, target.manifest
-    with heartbeat(session, client, progress) as permission, target.open() as file:
+    with heartbeat(session, client, progress) as permission:
+        target = find_target(session, machine, progress, permission.stop)
+        manifest, sources = target.manifest, sources_of(session)
         threads = thread_count(manifest.chunk_bytes, os.cpu_count() or 1)
-        job = ImageWriter(
-            file, manifest, sources_of(session), permission, progress, threads=threads
-        )
-        _Deployment(session, client, job, disk).run()
+        with target.open() as file:
+            job = ImageWriter(file, manifest, sources, permission, progress, threads=threads)
+            _Deployment(session, client, job, target.disk).run()
 
 
 class _Deployment:
@@ -80,7 +83,12 @@ class _Deployment:
         self._permission.ask(self._question(), patience_s=PATIENCE_S)
         say("permission to write; comparing first" if compare_first else "permission to write")
         with self._progress.stage("write"):
-            self._make_unbootable(len(first))
+            make_unbootable(
+                self._file,
+                self._permission,
+                first_bytes=len(first),
+                image_bytes=self._job.manifest.size_bytes,
+            )
             self._job.write(compare_first=compare_first)
         with self._progress.stage("read_back"):
             self._job.read_back()
@@ -95,19 +103,6 @@ class _Deployment:
         names = ("name", "serial", "wwn", "size_bytes")
         disk = self._disk.as_dict()
         return {"release": self._session.release, "disk": {name: disk[name] for name in names}}
-
-    def _make_unbootable(self, first_bytes: int) -> None:
-        """Erase both partition tables, and tell the disk to forget what lies behind the image.
-
-        Firmware falls back to the table at the disk's end, so that one goes as well.
-        """
-        end = self._file.size_bytes // SECTOR_BYTES * SECTOR_BYTES
-        behind = -(-self._job.manifest.size_bytes // SECTOR_BYTES) * SECTOR_BYTES
-        self._permission.check()
-        self._file.zero(0, first_bytes)
-        self._file.discard(behind, end - behind)
-        self._file.zero(end - TAIL_BYTES, TAIL_BYTES)
-        self._file.flush()
 
     def _write_behind_table(self, layout: Layout, first: bytes) -> None:
         if rest := first[len(layout.head) :]:
@@ -153,6 +148,26 @@ class _Deployment:
                 hint="the disk or its controller is failing; replace it",
             )
         self._progress.add(written=len(data))
+
+
+def make_unbootable(
+    disk: DiskFile, permission: Permission, *, first_bytes: int, image_bytes: int
+) -> None:
+    """Erase both partition tables, and tell the disk to forget what lies behind the image.
+
+    Firmware falls back to the table at the disk's end, so that one goes as well. Raises
+    DiskFailed, and what `Permission.check` raises before any of the steps.
+    """
+    end = disk.size_bytes // SECTOR_BYTES * SECTOR_BYTES
+    behind = -(-image_bytes // SECTOR_BYTES) * SECTOR_BYTES
+    permission.check()
+    disk.zero(0, first_bytes)
+    for at in range(behind, end, DISCARD_BYTES):
+        permission.check()
+        disk.discard(at, min(DISCARD_BYTES, end - at))
+    permission.check()
+    disk.zero(end - TAIL_BYTES, TAIL_BYTES)
+    disk.flush()
 
 
 def seed_image(documents: dict[str, Any]) -> bytes:

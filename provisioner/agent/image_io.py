@@ -3,7 +3,9 @@
 import hashlib
 import mmap
 
+from provisioner.agent.console import say
 from provisioner.agent.disk_io import DiskFile, chunk_buffer
+from provisioner.agent.problems import DiskFailed
 from provisioner.agent.regions import Span, chunks_in_region
 from provisioner.core.manifest import Manifest
 
@@ -49,6 +51,18 @@ class ImageOnDisk:
             if span.is_zero and self._is_zero(view, 0, length):
                 return []
             return [index for index in span.indexes if not self._is_right(view, index, span)]
+
+    def to_be_written(self, buffer: mmap.mmap, span: Span) -> list[int]:
+        """Return what `differing` does, and the whole span when it cannot be read.
+
+        A disk replaces a bad sector once that is written to, and what is written is read
+        back: old data that is lost must not fail a deployment that wants none of it.
+        """
+        try:
+            return self.differing(buffer, span)
+        except DiskFailed as error:
+            say(f"{error.message}: {error.found}; taken for different")
+            return list(span.indexes)
 
     def fill_zeros(self, buffer: mmap.mmap, span: Span, index: int) -> None:
         """Put a chunk of zeros into its place in a buffer that stands for the span."""

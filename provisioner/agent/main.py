@@ -6,6 +6,7 @@ Whatever happens, it ends by restarting the host or switching it off.
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 from provisioner.agent.bmc import BmcQuestion
@@ -16,8 +17,9 @@ from provisioner.agent.console import say, since_start_s
 from provisioner.agent.deploy import deploy
 from provisioner.agent.inventory import disks, firmware, inventory
 from provisioner.agent.patience import pause
+from provisioner.agent.problems import ServiceRefused
 from provisioner.agent.progress import Progress
-from provisioner.agent.session import Session, say_hello
+from provisioner.agent.session import Session, parse_session, say_hello
 from provisioner.agent.target import Machine
 from provisioner.errors import ProvisionerError
 
@@ -62,33 +64,65 @@ def run(args: BootArgs, bmc: BmcQuestion) -> str:
     started_s = since_start_s()
     client = ServiceClient(args.agent, CA_FILE)
     found = inventory(bmc_address=bmc.answer())
-    session = say_hello(client, args.ticket, found, patience_s=HELLO_PATIENCE_S)
-    say(f"{session.operation}: {session.kind} of {session.host}")
-    if session.kind == "inspection":
-        return session.then
+    answer = say_hello(client, args.ticket, found, patience_s=HELLO_PATIENCE_S)
     progress = Progress()
     progress.seconds["start"] = round(started_s, 3)
     progress.seconds["hello"] = round(since_start_s() - started_s, 3)
-    machine = Machine(tuple(disks()), firmware(), TRUST_FILE)
+    return carry_out(answer, client, progress, this_machine)
+
+
+def this_machine() -> Machine:
+    """Return what an operation needs to know of this host."""
+    return Machine(tuple(disks()), firmware(), TRUST_FILE)
+
+
+def carry_out(
+    answer: dict[str, Any],
+    client: ServiceClient,
+    progress: Progress,
+    find_machine: Callable[[], Machine],
+) -> str:
+    """Do what the service's answer to hello says, and report it; return how the host ends.
+
+    The ticket is spent, so that nobody asks again why this failed: whatever is raised here
+    was reported, if it could be.
+    """
+    generation = answer.get("generation")
     try:
+        session = parse_session(answer)
+        say(f"{session.operation}: {session.kind} of {session.host}")
+        if session.kind == "inspection":
+            return session.then
+        machine = find_machine()
         if session.writes_nothing:
             path, body = COMPARED, compared(compare(session, machine, client, progress))
         else:
             deploy(session, machine, client, progress)
             path, body = DONE, done(session, progress)
     except BaseException as error:
-        report_failure(client, session, error)
+        report_failure(client, generation, error)
         raise
-    body |= {"generation": session.generation, "seconds": progress.seconds}
     say(f"done: {progress.seconds}")
-    # When nobody listens the host restarts all the same: its disk is right, and the new
-    # system speaks for itself.
-    try:
-        client.post(path, body, patience_s=PATIENCE_S)
-    except ProvisionerError as error:
-        _show(error)
+    report(client, path, {**body, "generation": generation, "seconds": progress.seconds})
     # A switch to kexec comes with a table of the hardware that survives it.
     return session.then
+
+
+def report(client: ServiceClient, path: str, body: dict[str, Any]) -> None:
+    """Tell the service what was done, as well as that can be done.
+
+    When nobody listens the host restarts all the same: its disk is right, and the new system
+    speaks for itself. Nothing speaks for a comparison, so that the service is told at least
+    that it did not like its result.
+    """
+    try:
+        client.post(path, body, patience_s=PATIENCE_S)
+    except ServiceRefused as error:
+        _show(error)
+        if path == COMPARED:
+            report_failure(client, body["generation"], error)
+    except ProvisionerError as error:
+        _show(error)
 
 
 def done(session: Session, progress: Progress) -> dict[str, Any]:
@@ -109,12 +143,12 @@ def compared(found: Comparison) -> dict[str, Any]:
     }
 
 
-def report_failure(client: ServiceClient, session: Session, error: BaseException) -> None:
+def report_failure(client: ServiceClient, generation: object, error: BaseException) -> None:
     """Tell the service why the operation stopped, as well as that can be done."""
     known = error if isinstance(error, ProvisionerError) else None
     text = known.message if known else f"{type(error).__name__}: {error}"
     body: dict[str, Any] = {
-        "generation": session.generation,
+        "generation": generation,
         "code": known.code if known else "agent_broken",
         "message": text[:FOUND_MAX],
         "expected": known.expected if known else None,

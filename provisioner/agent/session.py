@@ -56,13 +56,13 @@ class Session:
 
 def say_hello(
     client: ServiceClient, ticket: str, inventory: dict[str, Any], *, patience_s: float
-) -> Session:
+) -> dict[str, Any]:
     """Trade the boot ticket for a session; the client holds the token from here on.
 
-    The ticket is used up by the first hello that arrives. Should its answer be lost, a secret
-    that only this call knows lets the service answer a further try. Raises ServiceUnreachable,
-    ServiceRefused (a wrong or used ticket, among others), and RequestError for a disk rule
-    that we do not understand.
+    Returns the answer for `parse_session`: whoever fails over what else is in it can, and
+    must, tell the service so. The ticket is used up by the first hello that arrives. Should
+    its answer be lost, a secret that only this call knows lets the service answer a further
+    try. Raises ServiceUnreachable, and ServiceRefused (a wrong or used ticket, among others).
     """
     body = {
         "ticket": ticket,
@@ -75,7 +75,7 @@ def say_hello(
     if not isinstance(token, str) or not token:
         raise ServiceRefused("the service's answer to hello holds no token")
     client.use_token(token)
-    return parse_session(answer)
+    return answer
 
 
 def parse_session(answer: dict[str, Any]) -> Session:

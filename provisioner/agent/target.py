@@ -4,6 +4,7 @@ Nothing is written, and no permission asked for.
 """
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from provisioner.agent.sources import Sources
 from provisioner.agent.trust import Asked
 from provisioner.core.disks import Disk, choose_disk
 from provisioner.core.manifest import Manifest, boots_on
-from provisioner.errors import ConfigError
+from provisioner.errors import ConfigError, ProvisionerError
 
 _ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -53,8 +54,10 @@ class Target:
         return DiskFile(path, name=self.disk.name, is_read_only=is_read_only)
 
 
-def find_target(session: Session, machine: Machine, progress: Progress) -> Target:
-    """Choose the disk, and fetch and prove the release.
+def find_target(
+    session: Session, machine: Machine, progress: Progress, stop: threading.Event
+) -> Target:
+    """Choose the disk, and fetch and prove the release, unless told to stop meanwhile.
 
     Raises NoDiskMatches, SeveralDisksMatch, HostUnfit, ImageUnfit, and what
     `fetch_manifest` raises.
@@ -64,7 +67,7 @@ def find_target(session: Session, machine: Machine, progress: Progress) -> Targe
     disk = choose_disk(session.rule, machine.disks)
     say(f"disk {disk.name}, serial {disk.serial}, {disk.size_bytes} bytes")
     with progress.stage("manifest"):
-        files = FileClient(session.boot)
+        files = FileClient(session.boot, stop=stop)
         try:
             manifest = fetch_manifest(files, _asked(session), machine.trust_file, progress)
         finally:
@@ -113,7 +116,10 @@ def sources_of(session: Session) -> Sources:
 
 @contextmanager
 def heartbeat(session: Session, client: ServiceClient, progress: Progress) -> Iterator[Permission]:
-    """Report progress while it lasts; a permission to write has to be asked for."""
+    """Report progress while it lasts; a permission to write has to be asked for.
+
+    What fails because the service told the agent to stop is raised as that refusal.
+    """
     permission = Permission(
         client,
         generation=session.generation,
@@ -123,5 +129,8 @@ def heartbeat(session: Session, client: ServiceClient, progress: Progress) -> It
     permission.start()
     try:
         yield permission
+    except ProvisionerError:
+        permission.raise_refusal()
+        raise
     finally:
         permission.end()

@@ -80,7 +80,7 @@ class ImageWriter:
         step = max(1, len(stored) // SAMPLES)
         with self.image.region_buffer() as buffer:
             return any(
-                not self.image.differing(buffer, Span(index, index + 1, is_zero=False))
+                not self.image.to_be_written(buffer, Span(index, index + 1, is_zero=False))
                 for index in stored[step // 2 :: step][:SAMPLES]
             )
 
@@ -144,7 +144,7 @@ class _Writer:
         buffer, chunks = self._fetcher.buffer, self._job.manifest.chunks
         wrong: Sequence[int] = span.indexes
         if self._compare_first:
-            wrong = self._image.differing(buffer, span)
+            wrong = self._image.to_be_written(buffer, span)
         if stored := [index for index in wrong if chunks[index]]:
             self._fetcher.fetch(span, stored)
         self._note(wrong)

@@ -16,7 +16,7 @@ from provisioner.agent.client import ServiceClient
 from provisioner.agent.deploy import deploy
 from provisioner.agent.inventory import inventory
 from provisioner.agent.progress import Progress
-from provisioner.agent.session import say_hello
+from provisioner.agent.session import parse_session, say_hello
 from provisioner.agent.target import Machine
 from provisioner.core.disks import Disk
 
@@ -37,7 +37,7 @@ def main() -> None:
     own = {"disks": [disk.as_dict()], "nics": [nic], "uuid": None, "serial": None}
     found = inventory() | own
     client = ServiceClient(args.agent, wish["ca"])
-    session = say_hello(client, args.ticket, found, patience_s=PATIENCE_S)
+    session = parse_session(say_hello(client, args.ticket, found, patience_s=PATIENCE_S))
     progress = Progress()
     deploy(session, Machine((disk,), "bios", wish["trust"], str(path.parent)), client, progress)
     figures = {

@@ -10,8 +10,9 @@ from provisioner.agent.client import ServiceClient
 from provisioner.agent.compare import Comparison, compare
 from provisioner.agent.deploy import deploy
 from provisioner.agent.http import Origin
+from provisioner.agent.main import carry_out
 from provisioner.agent.progress import Progress
-from provisioner.agent.session import Session, say_hello
+from provisioner.agent.session import Session, parse_session, say_hello
 from provisioner.agent.target import Machine
 from provisioner.core.disks import Disk
 from tests.parts.agent_service import MIB, Release, Service, deployment, running
@@ -45,9 +46,18 @@ class Rig:
         return Machine(**{**values, **changes})
 
     def hello(self) -> tuple[Session, ServiceClient]:
+        answer, client = self.answer_to_hello()
+        return parse_session(answer), client
+
+    def answer_to_hello(self) -> tuple[dict[str, Any], ServiceClient]:
         (self.folder / "ca.pem").write_bytes(self.service.ca_pem)
         client = ServiceClient(Origin.parse(self.service.agent_url), str(self.folder / "ca.pem"))
         return say_hello(client, self.service.ticket, {}, patience_s=5), client
+
+    def carry_out(self) -> str:
+        """Hello, then whatever the service says, with its report; return how the host ends."""
+        answer, client = self.answer_to_hello()
+        return carry_out(answer, client, self.progress, self.machine)
 
     def run(self, **changes: Any) -> None:
         """Hello, then the deployment."""

@@ -20,7 +20,7 @@ from provisioner.agent.problems import (
 from provisioner.agent.progress import Progress
 from provisioner.errors import ConfigError
 from tests.parts.agent_rig import Rig, rig_with
-from tests.parts.agent_service import CHUNK, MIB, deployment, make_image, make_release
+from tests.parts.agent_service import CHUNK, MIB, deployment, is_batch, make_image, make_release
 
 IMAGE_MIB = 24
 
@@ -111,6 +111,21 @@ def test_the_service_can_stop_it(rig: Rig) -> None:
     rig.service.hello = deployment(rig.release, kind="verification", mode="verify")
     rig.service.on_call = lambda name, _: 409 if name == "progress" else None
     with pytest.raises(PermissionRefused):
+        rig.compare()
+
+
+def test_a_disk_that_cannot_be_read_is_no_difference(rig: Rig) -> None:
+    """Nothing will be written that could cure it, and nobody knows what is there."""
+    rig.run()
+    rig.forget()
+    rig.service.hello = deployment(rig.release, kind="verification", mode="verify")
+
+    def cut_short(path: str) -> None:
+        if is_batch(path):
+            os.truncate(rig.disk, 9 * MIB)
+
+    rig.service.on_file = cut_short
+    with pytest.raises(DiskFailed, match="could not read"):
         rig.compare()
 
 

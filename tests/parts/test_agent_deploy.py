@@ -225,6 +225,44 @@ def _hold(rig: Rig, path: str, until: threading.Event) -> None:
         until.wait(10)
 
 
+@pytest.mark.parametrize("kind", ["deployment", "verification"])
+def test_the_host_is_heard_of_while_its_manifest_does_not_come(rig: Rig, kind: str) -> None:
+    """The service takes a host that says nothing for a few minutes for dead."""
+    rig.service.hello["kind"] = kind
+    heard = threading.Event()
+
+    def hear(name: str, _: dict[str, Any]) -> None:
+        if name == "progress":
+            heard.set()
+
+    def hold(path: str) -> None:
+        if path == sig_path(rig):
+            assert heard.wait(10)
+
+    rig.service.on_call = hear
+    rig.service.on_file = hold
+    run = rig.run if kind == "deployment" else rig.compare
+    run()
+    assert heard.is_set()
+    assert rig.service.told("progress")[0]["phase"] == "preparing"
+
+
+@pytest.mark.parametrize("kind", ["deployment", "verification"])
+def test_who_is_told_to_stop_waits_for_no_manifest(rig: Rig, kind: str) -> None:
+    """The refusal is what it ends with, not the manifest that did not come."""
+    rig.service.hello["kind"] = kind
+    rig.service.on_call = lambda name, _: 409 if name == "progress" else None
+
+    def away(path: str) -> None:
+        raise ConnectionError(path)
+
+    rig.service.on_file = away
+    run = rig.run if kind == "deployment" else rig.compare
+    with pytest.raises(PermissionRefused):
+        run()
+    rig.assert_untouched()
+
+
 def test_a_service_that_is_busy_is_asked_again(rig: Rig) -> None:
     """Every call is answered 503 once, as by a service that restarts."""
     seen: set[str] = set()

@@ -1,15 +1,19 @@
 """Writing and reading a disk, and what happens when it lies or fails."""
 
+import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from provisioner.agent.deploy import make_unbootable
 from provisioner.agent.disk_io import DiskFile, aligned_buffer
 from provisioner.agent.http import Origin
 from provisioner.agent.parallel import run_parallel
 from provisioner.agent.permission import Permission
-from provisioner.agent.problems import DiskFailed, ReadBackMismatch
+from provisioner.agent.problems import DiskFailed, PermissionRefused, ReadBackMismatch
 from provisioner.agent.progress import Progress
 from provisioner.agent.sources import Sources
 from provisioner.agent.write import ImageWriter
@@ -87,6 +91,91 @@ def test_small_pieces_and_zeros_reach_the_file(tmp_path: Path) -> None:
     found = path.read_bytes()
     assert found[MIB : 2 * MIB + 512] == bytes(MIB + 512)
     assert found.count(0xFF) == 4 * MIB - 512 - MIB - 512
+
+
+@contextmanager
+def with_unreadable_end(path: Path, release: Release, readable: int) -> Iterator[ImageWriter]:
+    """A disk with the release that cannot be read from there on, until it is written.
+
+    The file is cut short once it is open, so that a read fails and a write cures.
+    """
+    path.write_bytes(release.raw + bytes(16 * MIB))
+    service = Service(files=release.files(), hello={})
+    with running(service), DiskFile(str(path), name="vda") as disk:
+        os.truncate(path, readable)
+        sources = Sources(release.manifest.digest, Origin.parse(service.boot_url))
+        yield ImageWriter(disk, release.manifest, sources, Granted(), Progress(), threads=2)
+
+
+def test_what_cannot_be_read_is_written_anew(tmp_path: Path, release: Release) -> None:
+    """A disk has a spare for a bad sector as soon as that is written to."""
+    path = tmp_path / "disk"
+    with with_unreadable_end(path, release, 9 * MIB) as job:
+        assert job.looks_like_an_earlier_release()
+        job.write(compare_first=True)
+        job.read_back()
+    assert path.read_bytes()[: 16 * MIB] == release.raw
+    assert 0 < job.progress.written_bytes <= 8 * MIB, "what could be read, and was right, stayed"
+
+
+def test_a_sample_that_cannot_be_read_is_not_equal(tmp_path: Path, release: Release) -> None:
+    with with_unreadable_end(tmp_path / "disk", release, 0) as job:
+        assert not job.looks_like_an_earlier_release()
+
+
+def test_what_was_written_has_to_be_readable(tmp_path: Path, release: Release) -> None:
+    """Reading back forgives nothing."""
+    path = tmp_path / "disk"
+    with with_unreadable_end(path, release, 9 * MIB) as job:
+        job.write(compare_first=True)
+        os.truncate(path, 12 * MIB)
+        with pytest.raises(DiskFailed, match="could not read"):
+            job.read_back()
+
+
+class Counted(Granted):
+    """A permission that is taken away after `lasts` looks at it."""
+
+    def __init__(self, lasts: int = 1000) -> None:
+        super().__init__()
+        self.looks = 0
+        self._lasts = lasts
+
+    def check(self) -> None:
+        """Count, and refuse what comes too late."""
+        self.looks += 1
+        if self.looks > self._lasts:
+            raise PermissionRefused("no more")
+
+
+@contextmanager
+def large_disk(path: Path) -> Iterator[DiskFile]:
+    """A disk of 40 GiB, most of which takes no place; its first and last MiB are old."""
+    with path.open("wb") as file:
+        file.write(b"\xff" * MIB)
+        file.seek(40 * 1024 * MIB - MIB)
+        file.write(b"\xff" * MIB)
+    with DiskFile(str(path), name="vda") as disk:
+        yield disk
+
+
+def test_each_step_to_make_a_disk_unbootable_needs_the_permission(tmp_path: Path) -> None:
+    """Forgetting a large disk takes a while, and is done in pieces."""
+    permission = Counted()
+    with large_disk(tmp_path / "disk") as disk:
+        make_unbootable(disk, permission, first_bytes=65536, image_bytes=24 * MIB)
+        assert disk.read(65536, 0) == bytes(65536)
+        assert disk.read(MIB, disk.size_bytes - MIB) == bytes(MIB)
+    assert permission.looks == 1 + 3 + 1, "the head, 16 + 16 + 8 GiB, the tail"
+
+
+def test_a_permission_that_ends_meanwhile_saves_the_rest(tmp_path: Path) -> None:
+    permission = Counted(lasts=3)
+    with large_disk(tmp_path / "disk") as disk:
+        with pytest.raises(PermissionRefused):
+            make_unbootable(disk, permission, first_bytes=65536, image_bytes=24 * MIB)
+        assert disk.read(65536, 0) == bytes(65536)
+        assert disk.read(MIB, disk.size_bytes - MIB) == b"\xff" * MIB
 
 
 class Counter:

@@ -38,6 +38,7 @@ from provisioner.imaging.gpt import firmware_of, read_partitions, root_partition
 from provisioner.imaging.qcow2 import Qcow2, judge
 from provisioner.imaging.rootfs import RELEASE_FILE
 from provisioner.imaging.sandbox import SOURCE, TARGET, Limits, run_in_sandbox
+from provisioner.imaging.scratch import scratch_folder, told_when_full
 from provisioner.imaging.tools import ToolFailed
 
 FORMATS: Final = ("raw", "qcow2")
@@ -119,12 +120,10 @@ def imported_image(request: ImportRequest, *, work: Path, now: datetime) -> Iter
         else:
             disk = judge(source, size_bytes_max=IMAGE_BYTES_MAX)
             # Nobody else may look in: as root, the file in it is not ours for a while.
-            folder = work / f"import-{secrets.token_hex(8)}"
-            work.mkdir(parents=True, exist_ok=True)
-            folder.mkdir(mode=0o700)
-            undo.callback(shutil.rmtree, folder)
+            folder = undo.enter_context(scratch_folder(work, "import", mode=0o700))
             raw = folder / "disk.raw"
-            _convert(source, disk, raw)
+            with told_when_full(work):
+                _convert(source, disk, raw)
         yield BuiltImage(raw, _facts(request, source, raw, now))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from provisioner.core.manifest import Manifest, Partition
 from provisioner.core.versions import version_key
 from provisioner.imaging.archive import Archive, Progress, silent
 from provisioner.imaging.recipe import Recipe
+from provisioner.imaging.scratch import scratch_folder, told_when_full
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,11 @@ def parent_of(
 ) -> Iterator[Parent]:
     """Put the release's disk together in a folder, yield it, and remove it again.
 
-    Raises TrustError when a chunk is damaged, NotFound when one is missing.
+    Raises TrustError when a chunk is damaged, NotFound when one is missing, Unavailable
+    when the disk fills up.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    raw = work / f"parent-{secrets.token_hex(8)}.raw"
-    try:
-        archive.write_image(manifest, raw, progress)
+    with scratch_folder(work, "parent") as folder:
+        raw = folder / "disk.raw"
+        with told_when_full(work):
+            archive.write_image(manifest, raw, progress)
         yield Parent(manifest.digest, manifest.name, raw, manifest.partitions)
-    finally:
-        raw.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from provisioner.errors import RequestError
 from ..output import output_option
 from ..site import OpenSite, cache_option, config_option, opened
 from ..stages import Stages
+from ..termination import ended_by_sigterm
 from .publishing import Bounds, bound_options, bounds_of, settled, show_published
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def import_(
     _check_options(kind, given, further)
     wanted = f"{name}@{version}"
     bounds = bounds_of(wanted, expires_at, expires_in, minimum_version, now=datetime.now(UTC))
-    with opened(config) as site, Stages() as stages:
+    with ended_by_sigterm(), opened(config) as site, Stages() as stages:
         if kind == RELEASE:
             published = _take_over(site, file, stages)
         else:

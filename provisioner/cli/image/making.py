@@ -17,6 +17,7 @@ from provisioner.errors import ProvisionerError, RequestError
 from ..output import output_option
 from ..site import OpenSite, cache_option, config_option, opened
 from ..stages import Stages
+from ..termination import ended_by_sigterm
 from .publishing import Bounds, bound_options, bounds_of, settled, show_published
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def build(
     loaded = loaded.with_kernel(kernel) if kernel else loaded
     name = f"{loaded.image}@{version}"
     bounds = bounds_of(name, expires_at, expires_in, minimum_version, now=datetime.now(UTC))
-    with opened(config) as site, Stages() as stages:
+    with ended_by_sigterm(), opened(config) as site, Stages() as stages:
         wanted = Wanted(loaded, source, version, settled(site, name, bounds))
         base = None if no_parent else _parent(site, loaded, parent)
         if site.archive.find(loaded.image, version):

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import re
-import signal
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -20,6 +16,7 @@ from ..messages import clean
 from ..output import output_option, show
 from ..site import ACTOR, OpenSite, cache_option, config_option, opened
 from ..stages import Stages
+from ..termination import ended_by_sigterm
 from ..watch import show_ended, until_final
 
 if TYPE_CHECKING:
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
 
 LAB_PROFILE: Final = "lab"
 CONSOLE_LINES: Final = 15
-TERMINATED: Final = 143
 # How a console moves its cursor, which a log has no use for.
 _ESCAPES: Final = re.compile(r"\x1b(\[[0-9;?=]*[A-Za-z]|c)")
 _KEPT_OF_A_HOST: Final = ("phase", "phase_seconds", "error")
@@ -82,7 +78,7 @@ def test(
       provisioner image test web@2026.11.2
       provisioner image test web:candidate --profile web --firmware uefi
     """
-    with _ended_by_sigterm(), opened(config) as site:
+    with ended_by_sigterm(), opened(config) as site:
         wanted = _wanted(site, release, profile, firmware)
         ended = _try(site, wanted, cache=cache, keep=keep)
         kept = record(site.service.releases, wanted, ended)
@@ -152,20 +148,6 @@ def _try(site: OpenSite, wanted: Wanted, *, cache: Path, keep: bool) -> list[dic
             running.is_kept = True
             _tell_way_in(running)
     return ended
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block as an exception does, so that all of it is taken down."""
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        sys.exit(TERMINATED)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _kept(operation: dict[str, Any]) -> dict[str, Any]:

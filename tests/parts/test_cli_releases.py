@@ -1,12 +1,16 @@
 """Releases and channels from the command line, through the API."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from provisioner.cli.image.testing import Wanted, record
 from provisioner.cli.stages import Stages
+from provisioner.core.releases import ReleaseUntested
 from tests.parts.command_line import Cli, commands_of
-from tests.parts.service_site import ACTOR, Agent, Site
+from tests.parts.service_site import ACTOR, TESTED_CHANNEL, Agent, Site
 
 
 @pytest.fixture
@@ -69,6 +73,28 @@ def test_a_release_is_shown_with_its_tests_and_log(cli: Cli, site: Site) -> None
     assert site.releases.signers("tiny@1")[0] in text
     assert cli.json("image", "show", "tiny@1")["packages"]
     cli("image", "show", "tiny@1", "--log")
+
+
+def test_a_trial_keeps_a_result_for_each_firmware(site: Site) -> None:
+    """What fails on one firmware does not spoil the others, and is tried again by itself."""
+    manifest = site.releases.manifest("tiny@1")
+    wanted = Wanted(manifest, ("bios", "uefi"), "lab", None)
+    kept = record(site.releases, wanted, [ended("bios"), ended("uefi", "failed")])
+    assert [(one.firmware, one.is_healthy) for one in kept] == [
+        (("bios",), True),
+        (("uefi",), False),
+    ]
+    assert list(kept[1].detail["hosts"]) == ["uefi"]
+    with pytest.raises(ReleaseUntested) as caught:
+        site.releases.promote("tiny@1", TESTED_CHANNEL, actor=ACTOR)
+    assert caught.value.found == {"untested": [], "failed": ["uefi"]}
+    record(site.releases, replace(wanted, firmware=("uefi",)), [ended("uefi")])
+    site.releases.promote("tiny@1", TESTED_CHANNEL, actor=ACTOR)
+
+
+def ended(host: str, phase: str = "succeeded") -> dict[str, Any]:
+    """Return an operation of a trial as the API shows it."""
+    return {"host": host, "phase": phase, "phase_seconds": {}, "error": None, "evidence": {}}
 
 
 def test_reimage_refuses_what_contradicts_itself(cli: Cli, site: Site) -> None:

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from provisioner.cli.image.testing import Wanted
-from provisioner.cli.image.testing import record as record_trial
 from provisioner.core.manifest import Manifest
 from provisioner.core.model import Channel, HostState, Operation, Phase, ReleaseRow, ReleaseTest
 from provisioner.core.releases import CHANNELS_PER_IMAGE_MAX, ReleaseRevoked, ReleaseUntested
@@ -219,28 +217,6 @@ def test_a_channel_that_asks_for_a_test_refuses_a_release_without(site: Site) ->
     healthy = [test.is_healthy for test in site.releases.tests("tiny@1")]
     assert healthy == [True, False, True]
     assert site.releases.tests("tiny@2") == []
-
-
-def test_a_trial_keeps_a_result_for_each_firmware(site: Site) -> None:
-    """What fails on one firmware does not spoil the others, and is tried again by itself."""
-    manifest = site.releases.manifest("tiny@1")
-    wanted = Wanted(manifest, ("bios", "uefi"), "lab", None)
-    kept = record_trial(site.releases, wanted, [ended("bios"), ended("uefi", "failed")])
-    assert [(one.firmware, one.is_healthy) for one in kept] == [
-        (("bios",), True),
-        (("uefi",), False),
-    ]
-    assert list(kept[1].detail["hosts"]) == ["uefi"]
-    with pytest.raises(ReleaseUntested) as caught:
-        promote(site, "tiny@1", TESTED_CHANNEL)
-    assert caught.value.found == {"untested": [], "failed": ["uefi"]}
-    record_trial(site.releases, replace(wanted, firmware=("uefi",)), [ended("uefi")])
-    promote(site, "tiny@1", TESTED_CHANNEL)
-
-
-def ended(host: str, phase: str = "succeeded") -> dict[str, Any]:
-    """Return an operation of a trial as the API shows it."""
-    return {"host": host, "phase": phase, "phase_seconds": {}, "error": None, "evidence": {}}
 
 
 @pytest.mark.parametrize(

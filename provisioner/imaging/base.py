@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import secrets
+import re
 import shlex
 import shutil
 import tarfile
@@ -19,17 +19,29 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+from provisioner.errors import Unavailable
 from provisioner.imaging.finishing import hooks, write_files
 from provisioner.imaging.followed import BuildLog, follow
 from provisioner.imaging.install_progress import InstallProgress
-from provisioner.imaging.mirrors import MirrorState
+from provisioner.imaging.mirrors import MirrorState, state_of
 from provisioner.imaging.recipe import Recipe
+from provisioner.imaging.scratch import scratch_folder
 from provisioner.imaging.tools import ToolFailed
 
 MMDEBSTRAP_LIMIT: Final = timedelta(minutes=40)
 BASES_KEPT_MAX: Final = 4
 # Bump it when this module makes another tree from the same recipe.
 LAYOUT: Final = 2
+# Mirrors are updated a few times a day, and a tree takes minutes.
+ATTEMPTS_MAX: Final = 2
+# What apt itself fetched tells for certain what a tree is made of. sha256sum(1) prints
+# the hash, two spaces and the path.
+_SHOW_RELEASES: Final = 'sha256sum "$1"/var/lib/apt/lists/*InRelease'
+_SHOWN_RELEASE: Final = re.compile(r"([0-9a-f]{64})  /\S*/var/lib/apt/lists/\S*InRelease")
+
+
+class MirrorsChanged(Unavailable):
+    """apt was served other packages than those that the mirrors served a moment before."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,26 @@ class BaseTree:
     log: str
 
 
+def current_tree(
+    recipe: Recipe, cache: Path, say: Callable[[str], None]
+) -> tuple[MirrorState, BaseTree]:
+    """Return what the mirrors serve now, and the base tree of just that.
+
+    When they change before all is fetched, it begins once more. Raises MirrorsChanged when
+    that does not help, and what `state_of` and `base_tree` raise.
+    """
+    for attempt in range(1, ATTEMPTS_MAX + 1):
+        say("asking the package mirrors")
+        mirrors = state_of(recipe.mirrors)
+        try:
+            return mirrors, base_tree(recipe, mirrors, cache, say)
+        except MirrorsChanged:
+            if attempt == ATTEMPTS_MAX:
+                raise
+            say("the package mirrors changed meanwhile: once more")
+    raise AssertionError("the last attempt returns or raises")
+
+
 def base_tree(
     recipe: Recipe, mirrors: MirrorState, cache: Path, say: Callable[[str], None]
 ) -> BaseTree:
@@ -47,8 +79,8 @@ def base_tree(
 
     The key holds the recipe, what the mirrors serve, and this module's layout: a
     package update makes a new tree, and nothing else does. say gets one line for
-    each stage. Raises ToolFailed with mmdebstrap's last lines; the cache is then as
-    before.
+    each stage. Raises ToolFailed with mmdebstrap's last lines, and MirrorsChanged when
+    the mirrors do not serve that state any more; the cache is then as before.
     """
     key = hashlib.sha256(f"{LAYOUT} {recipe.tree_digest} {mirrors.digest}".encode()).hexdigest()
     bases = cache / "bases"
@@ -61,34 +93,55 @@ def base_tree(
         return BaseTree(target, log_file.read_text())
     say("installing packages into a new base tree")
     log = BuildLog()
-    work = bases / f"incoming-{secrets.token_hex(8)}"
-    work.mkdir()
-    try:
-        _bootstrap(recipe, mirrors, work, cache / "packages", _listener(log, say))
+    with scratch_folder(cache, "base") as work:
+        try:
+            _bootstrap(recipe, mirrors, work, cache / "packages", _Listener(log, say, mirrors))
+        except ToolFailed as error:
+            # For whoever keeps the log of a build that failed: this one goes with the folder.
+            error.add_note(log.text())
+            raise
         (work / "base.log").write_text(log.text())
         # The tree comes last: where it is, its log is.
         (work / "base.log").rename(log_file)
         (work / "base.tar.zst").rename(target)
-    except ToolFailed as error:
-        # For whoever keeps the log of a build that failed: this one goes with the folder.
-        error.add_note(log.text())
-        raise
-    finally:
-        shutil.rmtree(work)
     _forget_oldest(bases)
     return BaseTree(target, log.text())
 
 
-def _listener(log: BuildLog, say: Callable[[str], None]) -> Callable[[str], None]:
-    """Return what hears each line of mmdebstrap's: keeps it, and says where the work stands."""
-    progress = InstallProgress()
+class _Listener:
+    """Hears each line of mmdebstrap's: keeps it, says where the work stands, and stops it
+    as soon as apt was served something else."""
 
-    def hear(line: str) -> None:
-        log.add(line)
-        if (news := progress.news(line)) is not None:
-            say(news)
+    def __init__(self, log: BuildLog, say: Callable[[str], None], mirrors: MirrorState) -> None:
+        self._log = log
+        self._say = say
+        self._mirrors = mirrors
+        self._progress = InstallProgress()
+        self._served: set[str] = set()
 
-    return hear
+    def hear(self, line: str) -> None:
+        """Take one line. Raises MirrorsChanged."""
+        self._log.add(line)
+        if (news := self._progress.news(line)) is not None:
+            self._say(news)
+        if (shown := _SHOWN_RELEASE.fullmatch(line)) is not None:
+            self._served.add(shown[1])
+            if shown[1] not in self._mirrors.releases:
+                raise _changed(self._mirrors, self._served)
+
+    def check_all_was_served(self) -> None:
+        """Raise MirrorsChanged unless apt fetched every suite in the state it had before."""
+        if self._served != self._mirrors.releases:
+            raise _changed(self._mirrors, self._served)
+
+
+def _changed(mirrors: MirrorState, served: set[str]) -> MirrorsChanged:
+    return MirrorsChanged(
+        "the package mirrors changed while the packages were fetched",
+        expected=sorted(mirrors.releases),
+        found=sorted(served),
+        hint="try again in some minutes; if it stays so, mirrors behind one name differ",
+    )
 
 
 def _bootstrap(
@@ -96,7 +149,7 @@ def _bootstrap(
     mirrors: MirrorState,
     work: Path,
     packages: Path,
-    each_line: Callable[[str], None],
+    listener: _Listener,
 ) -> None:
     """Run mmdebstrap, leaving base.tar.zst in work and the fetched packages in packages."""
     epoch_s = int(mirrors.newest_at.timestamp())
@@ -126,6 +179,8 @@ def _bootstrap(
             "--skip=essential/unlink",
             '--setup-hook=mkdir -p "$1"/var/cache/apt/archives',
             f"--setup-hook=sync-in {shlex.quote(str(packages))} /var/cache/apt/archives",
+            # The first hook after the lists were fetched, which nothing fetches again.
+            f"--extract-hook={_SHOW_RELEASES}",
             # Before most packages: the kernel's initrd is made by their settings.
             f"--essential-hook=tar-in {shlex.quote(str(work / 'files.tar'))} /",
             *(f"--customize-hook={hook}" for hook in hooks(recipe, epoch_s)),
@@ -134,10 +189,11 @@ def _bootstrap(
             str(work / "base.tar.zst"),
             *mirrors.sources,
         ],
-        each_line=each_line,
+        each_line=listener.hear,
         limit=MMDEBSTRAP_LIMIT,
         environment={"SOURCE_DATE_EPOCH": str(epoch_s)},
     )
+    listener.check_all_was_served()
     for left in ("lock", "partial"):
         path = fetched / left
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import secrets
 import shutil
 import sys
 import uuid
@@ -24,22 +23,26 @@ from provisioner.core.manifest import SPDX, Partition, check_version
 from provisioner.errors import RequestError, Unavailable
 from provisioner.imaging import rootfs
 from provisioner.imaging.archive import ReleaseFacts
-from provisioner.imaging.base import base_tree
+from provisioner.imaging.base import current_tree
 from provisioner.imaging.bootloader import grub_cfg, install_bios, install_uefi
 from provisioner.imaging.build_record import BuildNotes, Say, own_version, quiet, record_of
 from provisioner.imaging.ext4_sync import prove
 from provisioner.imaging.file_manifest import boot_file, parse, to_bytes
 from provisioner.imaging.gpt import BIOS_BOOT, EFI_SYSTEM, SECTOR_BYTES, root_partition
-from provisioner.imaging.mirrors import MirrorState, state_of
+from provisioner.imaging.mirrors import MirrorState
 from provisioner.imaging.parent import Parent
 from provisioner.imaging.recipe import Recipe
+from provisioner.imaging.scratch import scratch_folder, told_when_full
 from provisioner.imaging.sparse import copy_into
 from provisioner.imaging.spdx import InstalledPackages, spdx_document
 from provisioner.imaging.tools import ToolFailed, as_root_of_a_namespace, run
 
 MIB: Final = 1024 * 1024
-# The tree, the file system and the raw image at once, for an image that is quite full.
+# Two copies of an image's content are there at once (the tree and the file system, then the
+# file system and the disk), and they take the space of what is in them, not of their size.
+# Assumed are small images that are quite full, and large ones whose room is mostly for later.
 SPACE_BYTES_MIN: Final = 4 * 1024 * MIB
+FILLED: Final = 1 / 4
 ROOT_LIMIT: Final = timedelta(minutes=15)
 # Discoverable Partitions Specification, root of this architecture.
 ROOT_TYPE: Final = {
@@ -106,29 +109,22 @@ def built_image(
     ids are allowed.
 
     Raises RequestError for a bad version, or files that do not fit, Unavailable when
-    a mirror is silent or space is short, ToolFailed with the tool's last lines, or
-    when the image does not hold what it should. Nothing but the cache is left behind.
+    a mirror is silent or changes all the time, when space is short or the disk fills up,
+    ToolFailed with the tool's last lines, or when the image does not hold what it should.
+    Nothing but the cache is left behind; what a killed build left is cleared by the next.
     """
     check_version(version)
     if recipe.architecture != "amd64":
         raise RequestError("images are built for amd64 only", found=recipe.architecture)
-    cache.mkdir(parents=True, exist_ok=True)
-    _require_space(cache)
-    work = cache / f"work-{secrets.token_hex(8)}"
-    work.mkdir()
-    notes = BuildNotes(now, say)
-    try:
-        notes.say("asking the package mirrors")
-        mirrors = state_of(recipe.mirrors)
-        base = base_tree(recipe, mirrors, cache, notes.say)
-        notes.add(base.log)
-        build = _Build(recipe, version, mirrors, parent, work, notes)
-        yield _assemble(build, base.archive, source)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        if work.exists():
-            # Without root, the tree's files belong to subordinate ids.
-            run(as_root_of_a_namespace(["rm", "-rf", "--one-file-system", str(work)]))
+    with scratch_folder(cache, "build") as work:
+        with told_when_full(cache):
+            _require_space(cache, recipe)
+            notes = BuildNotes(now, say)
+            mirrors, base = current_tree(recipe, cache, notes.say)
+            notes.add(base.log)
+            build = _Build(recipe, version, mirrors, parent, work, notes)
+            built = _assemble(build, base.archive, source)
+        yield built
 
 
 def layout(recipe: Recipe) -> tuple[Partition, ...]:
@@ -315,11 +311,17 @@ def _derived(purpose: str, seed: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"{purpose}/{seed}"))
 
 
-def _require_space(cache: Path) -> None:
-    free = shutil.disk_usage(cache).free
-    if free < SPACE_BYTES_MIN:
+def space_bytes(recipe: Recipe) -> int:
+    """Return how much space must be free for a build to begin."""
+    return max(SPACE_BYTES_MIN, int(2 * recipe.size_bytes * FILLED))
+
+
+def _require_space(cache: Path, recipe: Recipe) -> None:
+    free, needed = shutil.disk_usage(cache).free, space_bytes(recipe)
+    if free < needed:
         raise Unavailable(
             f"not enough space in {cache} to build an image",
-            expected=f"{SPACE_BYTES_MIN} bytes free",
+            expected=f"{needed} bytes free",
             found=f"{free} bytes free",
+            hint="free some space, or name another folder with --cache",
         )

@@ -32,14 +32,14 @@ rm -f /etc/ssh/ssh_host_*
 # Copies of what was there before the last package, and of what our files stand in for.
 rm -f /var/lib/dpkg/*-old /var/cache/debconf/*-old
 find /etc -name '*.dpkg-dist' -type f -delete
-cd /var/cache/apt/archives
 # It came with the builder's packages, and as the folder they lie in between builds.
-chown 0:0 .
-chmod 0755 .
+chown 0:0 /var/cache/apt/archives
+chmod 0755 /var/cache/apt/archives
 mkdir -p /{folder}/boot
-for package in {packages}; do
-    dpkg-deb --extract "$package"_*.deb /{folder}/boot
+for archive in /{folder}/boot-packages/*.deb; do
+    dpkg-deb --extract "$archive" /{folder}/boot
 done
+rm -r /{folder}/boot-packages
 """
 
 
@@ -121,9 +121,7 @@ def _customise(recipe: Recipe) -> str:
     services = "\n".join(
         f"systemctl --quiet {verb} {' '.join(units)}" for verb, units in lists if units
     )
-    return _CUSTOMISE.format(
-        services=services, packages=" ".join(_boot_packages(recipe)), folder=BUILD_FOLDER
-    )
+    return _CUSTOMISE.format(services=services, folder=BUILD_FOLDER)
 
 
 def _boot_packages(recipe: Recipe) -> list[str]:
@@ -136,7 +134,17 @@ def _fetch_boot_packages(recipe: Recipe) -> str:
 
     apt runs outside of the new root, as mmdebstrap itself does: in there, no name
     server is configured.
+
+    The cache keeps every version that some suite lists, so which of them is meant is left to
+    apt: from an empty folder it tells what it would fetch (lines of address, name, size and
+    hash), and just that is put there. Without any, dpkg-deb fails later.
     """
     apt = 'APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get -qq -o APT::Sandbox::User=root'
     fetch = f"{apt} download {' '.join(_boot_packages(recipe))}"
-    return f'cd "$1"/var/cache/apt/archives && {fetch} && {apt} autoclean'
+    own = f'"$1"/{BUILD_FOLDER}/boot-packages'
+    cached = '"$1"/var/cache/apt/archives/"$name"'
+    choose = f"{fetch} --print-uris | while read -r _ name _; do ln {cached} . || exit 1; done"
+    return (
+        f'cd "$1"/var/cache/apt/archives && {fetch} && {apt} autoclean'
+        f" && mkdir {own} && cd {own} && {choose}"
+    )

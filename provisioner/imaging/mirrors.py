@@ -28,6 +28,8 @@ _DATE: Final = re.compile(r"^Date: (.+)$", re.MULTILINE)
 class MirrorState:
     """The sha256 over the suites' Release files, and the date of the newest of them (UTC).
 
+    releases are the sha256 of these files (InRelease) one by one, in hex.
+
     sources are the mirrors as lines of sources.list. They stand in the image, so they count
     in the digest: the same digest means the same packages from the same place. apt checks
     the signatures when it fetches them, this only notices change.
@@ -36,6 +38,7 @@ class MirrorState:
     digest: str
     newest_at: datetime
     sources: tuple[str, ...]
+    releases: frozenset[str]
 
 
 def state_of(mirrors: Iterable[Mirror]) -> MirrorState:
@@ -47,17 +50,19 @@ def state_of(mirrors: Iterable[Mirror]) -> MirrorState:
     hasher = hashlib.sha256()
     dates = []
     sources = []
+    releases = set()
     for mirror in mirrors:
         uri = mirror.uri or _own_mirror(mirror.suite)
         data = _fetch(f"{uri}/dists/{mirror.suite}/InRelease")
         hasher.update(hashlib.sha256(data).digest())
+        releases.add(hashlib.sha256(data).hexdigest())
         dates.append(_date_of(data, uri, mirror.suite))
         # Trusted by Debian's own keys only, whatever else this machine's apt trusts.
         components = " ".join(mirror.components)
         line = f"deb [signed-by={KEYRING}] {uri} {mirror.suite} {components}"
         hasher.update(hashlib.sha256(line.encode()).digest())
         sources.append(line)
-    return MirrorState(hasher.hexdigest(), max(dates), tuple(sources))
+    return MirrorState(hasher.hexdigest(), max(dates), tuple(sources), frozenset(releases))
 
 
 def _own_mirror(suite: str) -> str:

@@ -26,7 +26,7 @@ from provisioner.imaging.install_progress import InstallProgress
 from provisioner.imaging.mirrors import MirrorState, state_of
 from provisioner.imaging.recipe import Recipe
 from provisioner.imaging.scratch import scratch_folder
-from provisioner.imaging.tools import ToolFailed
+from provisioner.imaging.tools import ToolFailed, find_tool
 
 MMDEBSTRAP_LIMIT: Final = timedelta(minutes=40)
 BASES_KEPT_MAX: Final = 4
@@ -158,41 +158,19 @@ def _bootstrap(
     fetched = work / "packages"
     fetched.mkdir()
     packages.mkdir(exist_ok=True)
-    follow(
-        [
-            "mmdebstrap",
-            "--verbose",
-            f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
-            "--variant=minbase",
-            "--format=tar",
-            f"--architectures={recipe.architecture}",
-            f"--include={','.join((*recipe.packages, recipe.kernel))}",
-            '--aptopt=APT::Install-Recommends "false"',
-            '--aptopt=Acquire::Languages "none"',
-            "--dpkgopt=force-confold",
-            "--dpkgopt=force-unsafe-io",
-            *(f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.exclude),
-            # The kernel fills /dev at boot; an unprivileged build could not make devices.
-            "--skip=output/dev",
-            # Packages stay outside between builds, as mmdebstrap's manual page shows.
-            "--skip=download/empty",
-            "--skip=essential/unlink",
-            '--setup-hook=mkdir -p "$1"/var/cache/apt/archives',
-            f"--setup-hook=sync-in {shlex.quote(str(packages))} /var/cache/apt/archives",
-            # The first hook after the lists were fetched, which nothing fetches again.
-            f"--extract-hook={_SHOW_RELEASES}",
-            # Before most packages: the kernel's initrd is made by their settings.
-            f"--essential-hook=tar-in {shlex.quote(str(work / 'files.tar'))} /",
-            *(f"--customize-hook={hook}" for hook in hooks(recipe, epoch_s)),
-            f"--customize-hook=sync-out /var/cache/apt/archives {shlex.quote(str(fetched))}",
-            recipe.mirrors[0].suite,
-            str(work / "base.tar.zst"),
-            *mirrors.sources,
-        ],
-        each_line=listener.hear,
-        limit=MMDEBSTRAP_LIMIT,
-        environment={"SOURCE_DATE_EPOCH": str(epoch_s)},
-    )
+    # Here is mmdebstrap's tree, which it leaves when it is killed. As root, apt fetches into it
+    # as a user without rights; without root, the tree belongs to another user (TMPDIR in
+    # mmdebstrap(1)).
+    temporary = Path(os.environ.get("TMPDIR") or "/tmp")
+    mode = 0o755 if os.geteuid() == 0 else 0o1777
+    with scratch_folder(temporary, "tree", mode=mode) as place:
+        follow(
+            [*_apart(), *_mmdebstrap(recipe, mirrors, work, packages, fetched)],
+            each_line=listener.hear,
+            limit=MMDEBSTRAP_LIMIT,
+            environment={"SOURCE_DATE_EPOCH": str(epoch_s), "TMPDIR": str(place)},
+            name="mmdebstrap",
+        )
     listener.check_all_was_served()
     for left in ("lock", "partial"):
         path = fetched / left
@@ -203,6 +181,52 @@ def _bootstrap(
         packages.rename(work / "outdated")
     with contextlib.suppress(OSError):
         fetched.rename(packages)
+
+
+def _mmdebstrap(
+    recipe: Recipe, mirrors: MirrorState, work: Path, packages: Path, fetched: Path
+) -> list[str]:
+    """Return the command that makes base.tar.zst of files.tar and packages."""
+    epoch_s = int(mirrors.newest_at.timestamp())
+    return [
+        find_tool("mmdebstrap"),
+        "--verbose",
+        f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
+        "--variant=minbase",
+        "--format=tar",
+        f"--architectures={recipe.architecture}",
+        f"--include={','.join((*recipe.packages, recipe.kernel))}",
+        '--aptopt=APT::Install-Recommends "false"',
+        '--aptopt=Acquire::Languages "none"',
+        "--dpkgopt=force-confold",
+        "--dpkgopt=force-unsafe-io",
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.exclude),
+        # The kernel fills /dev at boot; an unprivileged build could not make devices.
+        "--skip=output/dev",
+        # Packages stay outside between builds, as mmdebstrap's manual page shows.
+        "--skip=download/empty",
+        "--skip=essential/unlink",
+        '--setup-hook=mkdir -p "$1"/var/cache/apt/archives',
+        f"--setup-hook=sync-in {shlex.quote(str(packages))} /var/cache/apt/archives",
+        # The first hook after the lists were fetched, which nothing fetches again.
+        f"--extract-hook={_SHOW_RELEASES}",
+        # Before most packages: the kernel's initrd is made by their settings.
+        f"--essential-hook=tar-in {shlex.quote(str(work / 'files.tar'))} /",
+        *(f"--customize-hook={hook}" for hook in hooks(recipe, epoch_s)),
+        f"--customize-hook=sync-out /var/cache/apt/archives {shlex.quote(str(fetched))}",
+        recipe.mirrors[0].suite,
+        str(work / "base.tar.zst"),
+        *mirrors.sources,
+    ]
+
+
+def _apart() -> tuple[str, ...]:
+    """Return what comes before the command so that its mounts end with it.
+
+    As root, mmdebstrap mounts /proc and others below its tree in our own sight, and leaves
+    them there when it is stopped. Without root it is in a namespace by itself.
+    """
+    return ("unshare", "--mount", "--") if os.geteuid() == 0 else ()
 
 
 def _forget_oldest(bases: Path) -> None:

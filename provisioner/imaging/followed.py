@@ -56,13 +56,16 @@ def follow(
     each_line: Callable[[str], None],
     limit: timedelta,
     environment: Mapping[str, str] | None = None,
+    name: str | None = None,
 ) -> None:
     """Run a program to its end; each_line gets every line of its output and errors, in order.
 
     A line that is drawn anew by carriage returns counts as it stood last; one longer
     than LINE_BYTES_MAX comes in pieces. Raises ToolFailed with the last lines when the
     program fails or takes longer than limit; it is then dead, with everything it started.
+    name is what errors call it, where that is not the command's first word.
     """
+    name = name or command[0]
     last: deque[str] = deque(maxlen=SHOWN_LINES_MAX)
     with subprocess.Popen(
         [find_tool(command[0]), *command[1:]],
@@ -88,10 +91,10 @@ def follow(
     found = "\n".join(last)
     if late.is_set():
         raise ToolFailed(
-            f"{command[0]} took too long and was stopped", expected=f"at most {limit}", found=found
+            f"{name} took too long and was stopped", expected=f"at most {limit}", found=found
         )
     if code:
-        raise ToolFailed(f"{command[0]} ended with code {code}", found=found)
+        raise ToolFailed(f"{name} ended with code {code}", found=found)
 
 
 def _lines(pipe: IO[bytes]) -> Iterator[str]:
@@ -105,8 +108,13 @@ def _stop(process: subprocess.Popen[bytes], late: threading.Event) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the program, which may tidy up for a moment, and then everything it started."""
-    process.terminate()
+    """End the program and what it started, which may tidy up for a moment, and then all of it.
+
+    Not the program alone: mmdebstrap goes on until its child is done, and would be killed
+    before it has removed its tree.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(TIDYING_LIMIT.total_seconds())
     with contextlib.suppress(ProcessLookupError):

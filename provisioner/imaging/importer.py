@@ -120,7 +120,7 @@ def imported_image(request: ImportRequest, *, work: Path, now: datetime) -> Iter
         else:
             disk = judge(source, size_bytes_max=IMAGE_BYTES_MAX)
             # Nobody else may look in: as root, the file in it is not ours for a while.
-            folder = undo.enter_context(scratch_folder(work, "import", mode=0o700))
+            folder = undo.enter_context(scratch_folder(work, "import"))
             raw = folder / "disk.raw"
             with told_when_full(work):
                 _convert(source, disk, raw)

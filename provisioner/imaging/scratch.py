@@ -19,26 +19,27 @@ from typing import Final
 from provisioner.errors import ConfigError, Unavailable
 from provisioner.imaging.tools import ToolFailed, as_root_of_a_namespace, run
 
-PREFIX: Final = "work-"
+PREFIX: Final = "provisioner-work-"
 # strerror(3) in the locale that programs run in.
 _FULL: Final = ("No space left on device", "Disk quota exceeded")
 
 
 @contextlib.contextmanager
-def scratch_folder(place: Path, purpose: str, *, mode: int = 0o777) -> Iterator[Path]:
-    """Yield a new folder `work-<purpose>-…` in place, and remove it with all that is in it.
+def scratch_folder(place: Path, purpose: str, *, mode: int = 0o700) -> Iterator[Path]:
+    """Yield a new folder in place, and remove it with all that is in it.
 
     Leftovers there of processes that were killed go first, whatever their purpose, so that
-    their space counts as free. mode is what the umask takes from.
+    their space counts as free. mode is the folder's, whatever the umask.
     """
     place.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:
-        # Between a folder's making and its lock nobody may take it for a leftover.
-        with _locked(place, wait=True):
-            clear_leftovers(place)
-            folder = place / f"{PREFIX}{purpose}-{secrets.token_hex(8)}"
-            folder.mkdir(mode=mode)
-            held.enter_context(_locked(folder, wait=False))
+    clear_leftovers(place)
+    name = f"{purpose}-{secrets.token_hex(8)}"
+    unlocked, folder = place / f".new-{name}", place / f"{PREFIX}{name}"
+    unlocked.mkdir(mode=0o700)
+    unlocked.chmod(mode)
+    with _locked(unlocked):
+        # Only now it has the name of what may be a leftover.
+        unlocked.rename(folder)
         try:
             yield folder
         finally:
@@ -48,12 +49,13 @@ def scratch_folder(place: Path, purpose: str, *, mode: int = 0o777) -> Iterator[
 def clear_leftovers(place: Path) -> None:
     """Remove the folders of processes that were killed; one that is in use stays.
 
-    What belongs to somebody else, and cannot be removed, stays as well.
+    What belongs to somebody else stays as well: place may be a folder for everybody.
     """
     for folder in place.glob(f"{PREFIX}*"):
         # OSError: in use, or of another user, or gone meanwhile, or not a folder.
-        with contextlib.suppress(OSError, ToolFailed, ConfigError), _locked(folder, wait=False):
-            _remove(folder)
+        with contextlib.suppress(OSError, ToolFailed, ConfigError), _locked(folder) as its:
+            if os.fstat(its).st_uid == os.geteuid():
+                _remove(folder)
 
 
 @contextlib.contextmanager
@@ -86,14 +88,16 @@ def _is_full(error: OSError | ToolFailed) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, *, wait: bool) -> Iterator[None]:
-    """Hold a folder's lock as long as this process lives. Raises BlockingIOError (no wait)."""
+def _locked(folder: Path) -> Iterator[int]:
+    """Hold a folder's lock as long as this process lives, and yield its descriptor.
+
+    Raises BlockingIOError when somebody else holds it.
+    """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    # place itself may well be a link; what is in it is ours, and is not.
-    descriptor = os.open(folder.resolve() if wait else folder, flags)
+    descriptor = os.open(folder, flags)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield descriptor
     finally:
         os.close(descriptor)
 

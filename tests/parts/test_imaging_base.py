@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import re
 import subprocess
 import tarfile
+import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from provisioner.imaging.base import BaseTree, base_tree
+from provisioner.imaging.base import BaseTree, MirrorsChanged, base_tree, current_tree
 from provisioner.imaging.mirrors import MirrorState, state_of
 from provisioner.imaging.recipe import Recipe
 from provisioner.imaging.recipe_parts import Mirror, RecipeFile, Script, Services
@@ -21,6 +25,7 @@ from provisioner.imaging.tools import ToolFailed
 
 SUITES: Final = ("bookworm", "bookworm-updates", "bookworm-security")
 PINNED: Final = "libexpat1"
+BOOT_PACKAGE: Final = "grub-pc-bin"
 LOOK: Final = """\
 #!/usr/bin/env -S sh -eu
 {
@@ -32,12 +37,12 @@ LOOK: Final = """\
 BREAK: Final = "#!/bin/sh\necho the reason >&2\nexit 7\n"
 
 
-def oldest_version(package: str) -> str:
-    """Return the oldest version of a package that this machine's apt knows."""
+def versions(package: str) -> list[str]:
+    """Return the versions of a package that this machine's apt knows, from new to old."""
     listed = subprocess.run(
         ["apt-cache", "madison", package], capture_output=True, text=True, check=True, timeout=60
     ).stdout
-    return [line.split("|")[1].strip() for line in listed.splitlines()][-1]
+    return list(dict.fromkeys(line.split("|")[1].strip() for line in listed.splitlines()))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +56,7 @@ def recipe() -> Recipe:
         kernel="hello",
         kernel_arguments=(),
         firmware=("bios",),
-        packages=(f"{PINNED}={oldest_version(PINNED)}", "hello"),
+        packages=(f"{PINNED}={versions(PINNED)[-1]}", "hello"),
         exclude=("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/doc/*"),
         files=(RecipeFile("/etc/of-the-recipe", "held\n", "0600"),),
         services=Services(),
@@ -71,6 +76,12 @@ class Built:
 @pytest.fixture(scope="module")
 def built(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Built:
     cache = tmp_path_factory.mktemp("cache")
+    packages = cache / "packages"
+    packages.mkdir()
+    # As after a build of some time ago: an older version, which a suite still lists.
+    older = f"{BOOT_PACKAGE}={versions(BOOT_PACKAGE)[-1]}"
+    fetch = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", older]
+    subprocess.run(fetch, cwd=packages, check=True, timeout=60)
     mirrors = state_of(recipe.mirrors)
     said: list[str] = []
     return Built(base_tree(recipe, mirrors, cache, said.append), recipe, mirrors, cache, said)
@@ -117,6 +128,24 @@ def test_a_tree_holds_what_the_recipe_says_and_nothing_of_the_build(built: Built
     assert late == []
 
 
+def test_the_boot_loaders_are_the_newest_whatever_the_cache_holds(built: Built) -> None:
+    cached = sorted((built.cache / "packages").glob(f"{BOOT_PACKAGE}_*.deb"))
+    assert len(cached) == len(versions(BOOT_PACKAGE))
+    newest = next(path for path in cached if f"_{versions(BOOT_PACKAGE)[0]}_" in path.name)
+    unpack = ["dpkg-deb", "--fsys-tarfile", str(newest)]
+    content = subprocess.run(unpack, capture_output=True, check=True, timeout=60).stdout
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        wanted = {member.name: (member.size, member.mtime) for member in tar if member.isfile()}
+    with opened(built.tree.archive) as tar:
+        folder = "./provisioner-build/boot/"
+        found = {
+            f"./{member.name.removeprefix(folder)}": (member.size, member.mtime)
+            for member in tar
+            if member.isfile() and member.name.startswith(folder)
+        }
+    assert found == wanted
+
+
 def test_a_person_heard_how_far_it_was_and_the_log_tells_all(built: Built) -> None:
     assert built.said[0] == "installing packages into a new base tree"
     assert built.said.index("running the script look") > built.said.index(
@@ -152,3 +181,58 @@ def test_a_script_that_fails_ends_the_build_with_its_last_words_and_leaves_nothi
     trees = set(re.findall(r"/\S*/mmdebstrap\.\w+", found))
     assert trees
     assert not [tree for tree in trees if Path(tree).exists()]
+
+
+@contextmanager
+def mirror_that_changes(real: str) -> Iterator[str]:
+    """Yield the address of a mirror whose Release files are others whenever apt asks for them
+    than just before; all else it has from the real one."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            is_apt = "APT" in self.headers["User-Agent"]
+            if is_apt or not self.path.endswith("/InRelease"):
+                self.send_response(302)
+                self.send_header("Location", real + self.path)
+                self.end_headers()
+                return
+            with urllib.request.urlopen(real + self.path, timeout=60) as answer:
+                data = answer.read() + b"\n"
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_tree_of_another_state_than_was_asked_for_is_not_kept(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees = tmp_path / "trees"
+    trees.mkdir()
+    monkeypatch.setenv("TMPDIR", str(trees))
+    real = state_of(recipe.mirrors[:1]).sources[0].split()[2]
+    said: list[str] = []
+    with mirror_that_changes(real) as uri:
+        moving = replace(recipe, mirrors=(Mirror(uri, SUITES[0], ("main",)),), packages=())
+        with pytest.raises(MirrorsChanged, match="changed while the packages were fetched"):
+            current_tree(moving, tmp_path, said.append)
+    assert said.count("asking the package mirrors") == 2
+    assert said.count("the package mirrors changed meanwhile: once more") == 1
+    # It was stopped before a package was unpacked for good, and nothing is taken for a tree.
+    assert "running the script look" not in said
+    assert not list((tmp_path / "bases").iterdir())
+    assert not list(tmp_path.glob("*work-*"))
+    assert not list(trees.iterdir())
+    assert str(trees) not in Path("/proc/mounts").read_text()

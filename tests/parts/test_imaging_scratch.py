@@ -96,8 +96,8 @@ def wait_until(is_so: Callable[[], bool], process: subprocess.Popen[str]) -> Non
 
 def test_a_folder_is_there_meanwhile_and_goes_with_all_in_it(tmp_path: Path) -> None:
     place = tmp_path / "cache" / "images"
-    with scratch_folder(place, "import", mode=0o700) as folder:
-        assert folder.stat().st_mode & 0o777 == 0o700
+    with scratch_folder(place, "tree", mode=0o755) as folder:
+        assert folder.stat().st_mode & 0o777 == 0o755
         (folder / "disk.raw").write_bytes(b"x")
         clear_leftovers(place)
         assert (folder / "disk.raw").exists()
@@ -106,7 +106,7 @@ def test_a_folder_is_there_meanwhile_and_goes_with_all_in_it(tmp_path: Path) -> 
 
 def test_what_a_killed_process_left_goes_and_what_goes_on_stays(tmp_path: Path) -> None:
     with working(tmp_path, "build") as (first, killed), working(tmp_path, "parent") as (_, live):
-        (tmp_path / "work-of-mine.txt").write_text("a file, and no folder of ours")
+        (tmp_path / "provisioner-work-of-mine.txt").write_text("a file, and no folder of ours")
         first.kill()
         first.wait()
         assert (killed / "closed" / "disk.raw").exists()
@@ -114,7 +114,7 @@ def test_what_a_killed_process_left_goes_and_what_goes_on_stays(tmp_path: Path) 
             assert not killed.exists()
             assert (live / "closed" / "disk.raw").exists()
             assert own.is_dir()
-    assert (tmp_path / "work-of-mine.txt").exists()
+    assert (tmp_path / "provisioner-work-of-mine.txt").exists()
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_a_build_that_is_killed_is_cleared_by_the_next_and_one_that_is_ended_cle
     command += ["--config", str(tmp_path / "site" / "provisioner.toml"), "--cache", str(cache)]
 
     def folders() -> set[Path]:
-        return set((cache / "images").glob("work-build-*"))
+        return set((cache / "images").glob("provisioner-work-build-*"))
 
     with started(*command) as first:
         wait_until(lambda: len(folders()) == 1, first)

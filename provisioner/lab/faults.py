@@ -19,6 +19,7 @@ SMALL_DISK: Final = "small-disk"
 NO_DISK: Final = "no-disk"
 DISK_ERROR_AT_BYTE: Final = "disk-error-at-byte"
 POWER_CUT_AT_BYTE: Final = "power-cut-at-byte"
+POWER_CUT_AFTER_BYTES: Final = "power-cut-after-bytes"
 
 Value = str | int | float | None
 
@@ -93,6 +94,11 @@ FAULTS: Final = {
             POWER_CUT_AT_BYTE,
             "power fails, once, when the host writes its first disk beyond this byte",
             "byte offset",
+        ),
+        Fault(
+            POWER_CUT_AFTER_BYTES,
+            "power fails, once, when the host has written so many bytes to its first disk",
+            "bytes since its start",
         ),
     )
 }

@@ -25,6 +25,8 @@ from provisioner.lab.qmp import Qmp
 # first start has consumed the one-time boot flag.
 SAME_RESET_WINDOW: Final = timedelta(seconds=2)
 LOG_TAIL_BYTES: Final = 500
+# How often QEMU is asked how much a host has written. A fast host writes 2 MiB meanwhile.
+WRITTEN_POLL_S: Final = 0.02
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ class Machine:
         self._later(qmp.run())
         self._later(self._reap(process))
         self._later(self._arm_power_cut(qmp))
+        self._later(self._cut_power_after_bytes(process, qmp))
 
     async def _kill(self) -> None:
         if self._process:
@@ -278,6 +281,8 @@ class Machine:
             network.set_port(self.host.tap, up=False)
         elif name == faults.POWER_CUT_AT_BYTE and self._qmp:
             await self._arm_power_cut(self._qmp)
+        elif name == faults.POWER_CUT_AFTER_BYTES and self._process and self._qmp:
+            self._later(self._cut_power_after_bytes(self._process, self._qmp))
 
     async def clear_fault(self, name: str) -> None:
         """End the fault, if it is there."""
@@ -303,6 +308,17 @@ class Machine:
                     "block-set-write-threshold",
                     **{"node-name": "blocks0", "write-threshold": threshold},
                 )
+
+    async def _cut_power_after_bytes(self, process: asyncio.subprocess.Process, qmp: Qmp) -> None:
+        """Watch what this start of the host writes, for as long as the fault is wanted."""
+        with contextlib.suppress(DeviceError):
+            while (limit := self._faults.get(faults.POWER_CUT_AFTER_BYTES)) is not None:
+                found = await qmp.ask("query-blockstats")
+                if found and found[0]["stats"]["wr_bytes"] >= int(limit):
+                    self._faults.pop(faults.POWER_CUT_AFTER_BYTES, None)
+                    await self._ended(process, restart=False)
+                    return
+                await asyncio.sleep(WRITTEN_POLL_S)
 
     def _disks(self) -> list[Disk]:
         """Return the disks that are there at this start, faults included."""

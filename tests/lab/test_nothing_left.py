@@ -17,14 +17,19 @@ LIMIT_S = 60.0
 
 
 def running_for(directory: Path) -> list[str]:
-    """Return the command line of every process that names this directory."""
+    """Return the command line of every process that names this directory, or works in it.
+
+    QEMU is told short names, and is started in its host's folder.
+    """
     found = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            folder = (file.parent / "cwd").readlink()
         except OSError:
             continue
-        if str(directory) in line and file.parent.name != str(os.getpid()):
+        is_there = str(directory) in line or folder.is_relative_to(directory)
+        if is_there and file.parent.name != str(os.getpid()):
             found.append(line)
     return found
 

@@ -40,7 +40,8 @@ def home(tmp_path: Path) -> Site:
 
 
 def words_of(home: Site, *words: str) -> Sequence[str]:
-    command = (sys.executable, "-m", "provisioner", "image", "test")
+    # Whatever runs the tests in the background lets its children ignore SIGINT.
+    command = ("env", "--default-signal=INT", sys.executable, "-m", "provisioner", "image", "test")
     return (*command, *words, "--config", str(home.config))
 
 

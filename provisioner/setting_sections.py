@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from . import setting_types as types
+from .core.recovery import ATTEMPTS_LIMIT, OnQuarantine
 from .setting_types import Address, ChannelRule
 
 _DAY_S: Final = 86400
@@ -161,6 +162,36 @@ class LimitSettings:
         types.whole(1, 600), 20, "longest exchange with a BMC before its process is killed"
     )
     ticket_s: int = _setting(types.whole(10, 7 * _DAY_S), 3600, "lifetime of a boot ticket")
+
+
+@dataclass(frozen=True)
+class RecoverySettings:
+    """What happens by itself when a deployment fails; see recovery.md."""
+
+    automatic: bool = _setting(
+        types.boolean, True, "false: a failure is left to a person, and nothing below applies"
+    )
+    attempts_max: int = _setting(
+        types.whole(1, ATTEMPTS_LIMIT),
+        3,
+        "attempts at a deployment in all, unless its request says otherwise; 1 tries nothing again",
+    )
+    backoff_s: int = _setting(
+        types.whole(0, _DAY_S),
+        60,
+        "wait before the second attempt; doubled before each further one",
+    )
+    backoff_max_s: int = _setting(types.whole(0, _DAY_S), 900, "longest wait between attempts")
+    rollback: bool = _setting(
+        types.boolean,
+        True,
+        "after the last attempt go back, once, to the release that was proven last on the host",
+    )
+    on_quarantine: str = _setting(
+        types.one_of(*OnQuarantine),
+        "power_off",
+        "what becomes of a quarantined host: power_off, ramdisk (its agent stays), or leave",
+    )
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from .setting_sections import (
     DiscoverySettings,
     LimitSettings,
     RamdiskSettings,
+    RecoverySettings,
     ReleaseSettings,
     ServiceSettings,
     TftpSettings,
@@ -52,6 +53,7 @@ class Settings:
     dhcp: DhcpSettings
     discovery: DiscoverySettings
     limits: LimitSettings
+    recovery: RecoverySettings
     ramdisk: RamdiskSettings
     releases: ReleaseSettings
 
@@ -70,6 +72,7 @@ SECTIONS: Final[Mapping[str, type[Any]]] = {
     "dhcp": DhcpSettings,
     "discovery": DiscoverySettings,
     "limits": LimitSettings,
+    "recovery": RecoverySettings,
     "ramdisk": RamdiskSettings,
     "releases": ReleaseSettings,
 }
@@ -175,6 +178,9 @@ def _contradictions(read: dict[str, Any]) -> Iterator[str]:
             f"limits.ticket_s: must be at least {RUNGS} times limits.netbooting_s "
             f"({RUNGS * limits.netbooting_s}), or a ticket ends before the ladder does"
         )
+    recovery = read["recovery"]
+    if recovery.backoff_max_s < recovery.backoff_s:
+        yield "recovery.backoff_max_s: is less than recovery.backoff_s, the first wait"
     for name in ("boot", "agent"):
         if not read[name].url:
             yield f"{name}.url: must be set, since {name}.listen is a wildcard"

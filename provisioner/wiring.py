@@ -16,6 +16,7 @@ from .core.contracts import BmcPool, Store
 from .core.lifecycle import Limits
 from .core.manifest import Manifest
 from .core.model import Phase
+from .core.recovery import OnQuarantine, Policy
 from .core.trust import TrustPolicy
 from .settings import Settings
 
@@ -83,6 +84,19 @@ def limits_of(settings: Settings) -> Limits:
     return Limits(
         phase={phase: timedelta(seconds=value) for phase, value in seconds.items()},
         agent_silence=timedelta(seconds=chosen.agent_silence_s),
+    )
+
+
+def policy_of(settings: Settings) -> Policy:
+    """Return how the settings let failures be dealt with."""
+    chosen = settings.recovery
+    return Policy(
+        is_automatic=chosen.automatic,
+        attempts_max=chosen.attempts_max,
+        backoff=timedelta(seconds=chosen.backoff_s),
+        backoff_max=timedelta(seconds=chosen.backoff_max_s),
+        may_roll_back=chosen.rollback,
+        on_quarantine=OnQuarantine(chosen.on_quarantine),
     )
 
 
@@ -181,7 +195,11 @@ def build(settings: Settings) -> Service:
     derived = Derived(master)
     ramdisks = Ramdisks(settings.data_dir / "ramdisks", settings.ramdisk.digest)
     transitions = Transitions(
-        utc_now, derived, limits_of(settings), timedelta(seconds=settings.limits.ticket_s)
+        utc_now,
+        derived,
+        limits_of(settings),
+        timedelta(seconds=settings.limits.ticket_s),
+        policy=policy_of(settings),
     )
     pool = IpmiPool(
         settings.data_dir / "locks",
@@ -255,6 +273,7 @@ def worker(settings: Settings, service: Service) -> Worker:
     """Return the worker over an open service. One per process."""
     from .service.chance import utc_now
     from .service.performer import Performer
+    from .service.recovery import Recovery
     from .service.worker import Worker
 
     performer = Performer(
@@ -270,6 +289,7 @@ def worker(settings: Settings, service: Service) -> Worker:
         performer,
         effect_worker(settings),
         utc_now,
+        Recovery(service.store, service.transitions, service.archive, utc_now),
         in_flight_max=settings.limits.deployments_in_flight_max,
     )
 

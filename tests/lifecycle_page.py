@@ -41,7 +41,8 @@ rollout it belongs to.
 
 Until `write_permitted` an operation can be cancelled, and the host is given back to its own
 disk. From then on the old system is gone: the host is `dirty`, and the way out is forward, by
-the deadline and another deployment.
+the deadline and what [recovery](recovery.md) says follows: another attempt, the way back to the
+last good release, or quarantine.
 
 A host gets {RUNG_LAST + 1} attempts to netboot, each with the whole limit of `netbooting`:
 one-time network boot, the same with the 60-second flag timer held off, and persistent network

@@ -1,6 +1,7 @@
 """The agent's whole run: hello, the operation, the report, and the restart.
 
-Whatever happens, it ends by restarting the host or switching it off.
+Whatever happens, it ends by restarting the host or switching it off; unless the service wants
+a quarantined host to be found in the ramdisk.
 """
 
 import os
@@ -32,7 +33,10 @@ FAILED: Final = "/agent/v1/failed"
 HELLO_PATIENCE_S: Final = 180.0
 # Time for a person at the console to read why, before the host restarts.
 PAUSE_AFTER_FAILURE_S: Final = 10.0
+PAUSE_WHILE_STAYING_S: Final = 60.0
 FOUND_MAX: Final = 8000
+# The service quarantined the host: it stays in the ramdisk, and writes nothing more.
+STAY: Final = "stay"
 INPUT_BYTES_MAX: Final = 65536
 
 
@@ -57,7 +61,7 @@ def main() -> NoReturn:
 
 
 def run(args: BootArgs, bmc: BmcQuestion) -> str:
-    """Do what the service wants of this host; return "reboot" or "poweroff".
+    """Do what the service wants of this host; return "reboot", "poweroff" or "stay".
 
     Raises ProvisionerError when it did not work out; the service was told, if it could be.
     """
@@ -85,7 +89,7 @@ def carry_out(
     """Do what the service's answer to hello says, and report it; return how the host ends.
 
     The ticket is spent, so that nobody asks again why this failed: whatever is raised here
-    was reported, if it could be.
+    was reported, if it could be. "stay" is the service's answer to such a report.
     """
     generation = answer.get("generation")
     try:
@@ -100,7 +104,9 @@ def carry_out(
             deploy(session, machine, client, progress)
             path, body = DONE, done(session, progress)
     except BaseException as error:
-        report_failure(client, generation, error)
+        if report_failure(client, generation, error) == STAY:
+            say(f"FAILED: {error}")
+            return STAY
         raise
     say(f"done: {progress.seconds}")
     report(client, path, {**body, "generation": generation, "seconds": progress.seconds})
@@ -143,8 +149,9 @@ def compared(found: Comparison) -> dict[str, Any]:
     }
 
 
-def report_failure(client: ServiceClient, generation: object, error: BaseException) -> None:
-    """Tell the service why the operation stopped, as well as that can be done."""
+def report_failure(client: ServiceClient, generation: object, error: BaseException) -> str:
+    """Tell the service why the operation stopped, as well as that can be done; return how it
+    wants the host to end."""
     known = error if isinstance(error, ProvisionerError) else None
     text = known.message if known else f"{type(error).__name__}: {error}"
     body: dict[str, Any] = {
@@ -156,15 +163,19 @@ def report_failure(client: ServiceClient, generation: object, error: BaseExcepti
         "hint": known.hint if known else None,
     }
     try:
-        client.post(FAILED, body, patience_s=REPORT_PATIENCE_S)
+        answer = client.post(FAILED, body, patience_s=REPORT_PATIENCE_S)
     except ProvisionerError as refusal:
         _show(refusal)
+        return "reboot"
+    return STAY if answer.get("then") == STAY else "reboot"
 
 
 def restart(ending: str) -> NoReturn:
-    """Restart the host, or switch it off."""
+    """Restart the host, or switch it off, or wait until somebody else does."""
     say(ending)
     os.sync()
+    while ending == STAY:
+        pause(PAUSE_WHILE_STAYING_S)
     program = "poweroff" if ending == "poweroff" else "reboot"
     os.execv("/bin/busybox", [program, "-f"])
 

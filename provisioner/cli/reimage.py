@@ -1,12 +1,13 @@
 """`provisioner reimage`: rebuild the named hosts. There is no default and no "all"."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from provisioner.errors import RequestError
 
 from .connection import connected
+from .messages import clean
 from .output import output_option, show
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 )
 @click.option("--wait", is_flag=True, help="Watch until all have ended.")
 @click.option("--hard", is_flag=True, help="Cut the power without asking the system first.")
+@click.option(
+    "--attempts",
+    type=click.IntRange(1, 10),
+    help="Try it so often at most, 1 for once; default: as the service's settings say.",
+)
 @output_option
 @connected
 def reimage(
@@ -36,12 +42,14 @@ def reimage(
     verify_only: bool,
     wait: bool,
     hard: bool,
+    attempts: int | None,
     output: str,
 ) -> int:
     """Rebuild the named hosts from a release: all of them, or none.
 
-    Their disks are made equal to it; only what differs is fetched and written. With --wait
-    the exit code tells the worst outcome. --verify-only netboots the hosts, counts what a
+    Their disks are made equal to it; only what differs is fetched and written. What fails is
+    tried again, and at last taken back to the release that ran before; --wait watches all of
+    that, and its exit code tells the worst outcome. --verify-only netboots the hosts, counts what a
     reimage would fetch, and starts them from their disk again as they were.
 
     \b
@@ -50,7 +58,8 @@ def reimage(
       provisioner reimage r1n7 --verify-only --wait
     """
     if verify_only:
-        _refuse("--verify-only", **{"--full": full, "--hard": hard})
+        given = {"--full": full, "--hard": hard, "--attempts": attempts is not None}
+        _refuse("--verify-only", **given)
         queued = client.verify(hosts, release)
     elif release is None:
         raise RequestError(
@@ -59,13 +68,29 @@ def reimage(
             hint="provisioner image list; only --verify-only does without one",
         )
     else:
-        queued = client.deploy(hosts, release, soft_shutdown=not hard, full=full)
+        queued = client.deploy(hosts, release, soft_shutdown=not hard, full=full, attempts=attempts)
+        _warn_of_failures(queued)
     if not wait:
         show(queued, ["id", "host", "release_name", "phase"], output)
         return 0
     from .watch import watch
 
     return watch(client, queued, output=output)
+
+
+def _warn_of_failures(queued: list[dict[str, Any]]) -> None:
+    """Say which hosts this very release has failed on before."""
+    for one in queued:
+        before = one["pins"].get("failed_before")
+        if before:
+            click.echo(
+                clean(
+                    f"warning: {one['release_name']} has failed on {one['host']} before, "
+                    f"at {before['at'][:19]} ({before['code']}, {before['operation']}): "
+                    f"{before['message']}"
+                ),
+                err=True,
+            )
 
 
 def _refuse(beside: str, **options: bool) -> None:

@@ -13,6 +13,7 @@ import click
 from provisioner.core.model import Kind, Phase
 from provisioner.errors import DeviceError, TrustError, Unavailable
 
+from .follow_up import is_waiting, next_operation, way_out, what_follows
 from .messages import clean
 from .output import show, size
 
@@ -65,7 +66,8 @@ def watch(client: "Client", operations: Sequence[Operation], *, output: str = "t
 
 
 def until_final(client: "Client", operations: Sequence[Operation]) -> list[Operation]:
-    """Show how the operations go until all have ended, and return them as they ended."""
+    """Show how the operations go until all have ended, and return them as they ended. One
+    that is followed by another attempt, or the way back, gives its place to that."""
     display, live = _display()
     with live:
         ids = [operation["id"] for operation in operations]
@@ -89,7 +91,7 @@ def _until_final(
     away_since: float | None = None
     while True:
         display.update(operations)
-        if all(one["is_final"] for one in operations):
+        if all(one["is_final"] and not _goes_on(one) for one in operations):
             return operations
         if time.monotonic() > ends_at:
             raise Unavailable(
@@ -98,6 +100,7 @@ def _until_final(
         time.sleep(LOOK_S)
         try:
             operations = client.operations_by_id(ids)
+            ids = [next_operation(one) or one["id"] for one in operations]
         except Unavailable as error:
             now = time.monotonic()
             if away_since is None:
@@ -109,6 +112,15 @@ def _until_final(
             if away_since is not None:
                 display.say("the service answers again")
             away_since = None
+
+
+def _goes_on(operation: Operation) -> bool:
+    return is_waiting(operation) or next_operation(operation) is not None
+
+
+def went_back(operation: Operation) -> bool:
+    """Say whether what ended here is not what was asked for, but the way back from it."""
+    return bool(operation["pins"].get("cause") == "rollback")
 
 
 def share(operation: Operation) -> float:
@@ -146,9 +158,9 @@ LATER_CODES: Final = frozenset({"bmc_unreachable", "unavailable"})
 
 
 def exit_code(operation: Operation) -> int:
-    """Return 0 for success, else the code of who must act."""
+    """Return 0 for success, else the code of who must act: also when the host went back."""
     if operation["phase"] == Phase.SUCCEEDED:
-        return 0
+        return DeviceError.exit_code if went_back(operation) else 0
     error = operation["error"]
     code = error.get("code") if isinstance(error, dict) else None
     if code in TRUST_CODES:
@@ -230,7 +242,8 @@ def _because(operation: Operation) -> str:
     error = operation["error"]
     if operation["phase"] != Phase.FAILED or not isinstance(error, dict):
         return ""
-    return f": {error.get('message')}"
+    follows = what_follows(operation)
+    return f": {error.get('message')}" + (f"; next: {follows}" if follows else "")
 
 
 def _result(operation: Operation) -> Operation:
@@ -262,7 +275,7 @@ def _outcome(operation: Operation) -> str:
     evidence = operation["evidence"]
     if operation["kind"] == Kind.VERIFICATION:
         return _differing(evidence)
-    told = []
+    told = [f"went back, since {operation['pins'].get('after')} failed"] * went_back(operation)
     if "nonce" in evidence:
         told.append("own nonce")
     if evidence.get("release_id"):
@@ -296,3 +309,7 @@ def _tell_failures(operations: Sequence[Operation]) -> None:
                 error_from(0, {"host": one["host"], **error, "detail": error.get("message")})
             )
             click.echo(f"  look at:  provisioner host events {one['host']}", err=True)
+            if (follows := what_follows(one)) is not None:
+                click.echo(clean(f"  next:     {follows}"), err=True)
+            if (way := way_out(one)) is not None:
+                click.echo(f"  way out:  {way}", err=True)

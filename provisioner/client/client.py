@@ -148,16 +148,17 @@ class Client:
         *,
         soft_shutdown: bool = True,
         full: bool = False,
+        attempts: int | None = None,
     ) -> list[Json]:
         """Queue a deployment of `release` for every host, or for none of them.
 
-        `full` writes everything, also what stands on the disk already.
+        `full` writes everything, also what stands on the disk already. `attempts` is how often
+        it is tried in all, when the settings shall not say so.
         """
-        body = {
-            "hosts": list(hosts),
-            "release": release,
-            "options": {"soft_shutdown": soft_shutdown, "full": full},
-        }
+        options: Json = {"soft_shutdown": soft_shutdown, "full": full}
+        if attempts is not None:
+            options["attempts"] = attempts
+        body = {"hosts": list(hosts), "release": release, "options": options}
         queued: list[Json] = self._change("POST", "/deployments", body)["operations"]
         return queued
 

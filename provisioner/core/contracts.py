@@ -27,6 +27,7 @@ from .model import (
     Phase,
     PowerState,
     Profile,
+    ReleaseFailure,
     ReleaseRow,
     ReleaseTest,
     Ticket,
@@ -99,6 +100,10 @@ class Tx(Protocol):
         newest_first: bool = True,
         limit: int = 100,
     ) -> Sequence[Operation]: ...
+    def due_follow_ups(
+        self, at: datetime, *, limit: int = 100
+    ) -> Sequence[Operation]: ...  # follow_up_at <= this, the longest due first
+    def waiting_follow_ups(self, host_id: HostId) -> Sequence[Operation]: ...  # newest first
     def count_operations(self, phases: Iterable[Phase], *, not_by: str = "") -> int: ...
     def add_operation(self, operation: Operation) -> None: ...  # Conflict when one is open
     def save_operation(self, operation: Operation) -> None: ...
@@ -129,12 +134,17 @@ class Tx(Protocol):
     def lock_release(self, digest: str) -> ReleaseRow: ...  # NotFound; nobody holds it, too
     def release_named(self, image: str, version: str) -> ReleaseRow | None: ...
     def releases(self, image: str | None = None) -> Sequence[ReleaseRow]: ...
-    def used_releases(self) -> set[str]: ...  # by hosts, channels and unfinished operations
+    def used_releases(self) -> set[str]: ...  # by hosts, channels and operations to finish
     def channel(self, image: str, name: str) -> Channel | None: ...
     def channels(self, image: str | None = None) -> Sequence[Channel]: ...
     def save_channel(self, channel: Channel) -> None: ...
     def add_release_test(self, test: ReleaseTest) -> None: ...
     def release_tests(self, digest: str) -> Sequence[ReleaseTest]: ...  # newest first
+
+    # what failed on a host, for as often as it was tried
+    def remember_failure(self, failure: ReleaseFailure) -> None: ...  # in place of an older one
+    def failures_on(self, host_id: HostId) -> Sequence[ReleaseFailure]: ...  # newest first
+    def forget_failure(self, host_id: HostId, release: str) -> None: ...
 
     # profiles
     def save_profile(self, profile: Profile) -> None: ...  # a new revision, or the same again

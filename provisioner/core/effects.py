@@ -30,14 +30,20 @@ class PowerOn:
 
 
 @dataclass(frozen=True)
+class PowerOffQuarantined:
+    """The host is off, for as long as it is quarantined: nobody vouches for its disk."""
+
+
+@dataclass(frozen=True)
 class ReturnToDisk:
     """The host runs from its own disk: no network boot is left set, and it is started
     again from the disk where it is surely in the ramdisk, or was switched off by us."""
 
 
-Effect = PowerOff | SetNextBoot | PowerOn | ReturnToDisk
+Effect = PowerOff | SetNextBoot | PowerOn | PowerOffQuarantined | ReturnToDisk
 _KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (PowerOff, SetNextBoot, PowerOn, ReturnToDisk)
+    kind.__name__: kind
+    for kind in (PowerOff, SetNextBoot, PowerOn, PowerOffQuarantined, ReturnToDisk)
 }
 
 

@@ -70,6 +70,8 @@ _AGENT_EVENTS: Final = frozenset(
     }
 )
 AGENT_HEARD_AT: Final = "agent_heard_at"
+# A BMC that refused the login is told nothing more by itself, so that is kept as well.
+BMC_LOGIN_REFUSED_AT: Final = "bmc_login_refused_at"
 
 
 class NotAllowed(Conflict):
@@ -120,8 +122,8 @@ _NETBOOT: Final[Table] = {
 }  # fmt: skip
 
 # After WRITE_PERMITTED nothing can be cancelled: the old system is gone, and the way out
-# is forward (the deadline, then another deployment). A revoked release is the exception:
-# better no system than one that must not run.
+# is forward (the deadline, then what `recovery` says follows). A revoked release is the
+# exception: better no system than one that must not run.
 #
 # Nor is the host restarted then. Its disk holds half a system, one that must not run, or a
 # whole one whose agent was not heard; the next deployment switches it off, ramdisk or not.
@@ -324,11 +326,13 @@ def advance(
     phase, effects, host_event = row
     rung = operation.rung + (event is E.RUNG_TIMED_OUT)
     moved = _enter(operation, phase, rung=rung, now=now, limits=limits)
-    heard = {AGENT_HEARD_AT: now.isoformat()} if event in _AGENT_EVENTS else {}
+    seen = {AGENT_HEARD_AT: now.isoformat()} if event in _AGENT_EVENTS else {}
+    if event is E.BMC_LOGIN_REFUSED:
+        seen[BMC_LOGIN_REFUSED_AT] = now.isoformat()
     moved = replace(
         moved,
         error=error if phase is Phase.FAILED else operation.error,
-        evidence={**operation.evidence, **heard, **(evidence or {})},
+        evidence={**operation.evidence, **seen, **(evidence or {})},
         progress=progress if progress is not None else operation.progress,
     )
     changed = host_after(host, host_event, operation) if host_event is not None else host
@@ -364,6 +368,6 @@ def _way_out(operation: Operation, event: E) -> str | None:
     if event is not E.CANCEL or operation.is_final:
         return None
     return (
-        "the disk is being rewritten, so the old system is gone: let it finish, "
-        "or reimage the host again when it has ended"
+        "the disk is being rewritten, so the old system is gone: let it finish. Should it "
+        "fail, it is redone by itself; when it has ended, you may reimage the host again"
     )

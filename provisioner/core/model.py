@@ -117,9 +117,9 @@ class Host:
     """A physical server that we manage.
 
     `generation` rises with every operation: whoever acts for an older one is refused.
-    `release` is the digest that was proven to run, `last_good` the one proven before it;
-    both are None until a deployment succeeded. `root_disk` identifies the disk that was
-    written last ({"serial", "wwn", "size_bytes", "name"}).
+    `release` is the digest that was proven to run, and None again from the next write on;
+    `last_good` is the one that was proven last, and stays while another is written.
+    `root_disk` identifies the disk that was written last ({"serial", "wwn", "size_bytes"}).
     """
 
     id: HostId
@@ -216,8 +216,11 @@ class Operation:
     has lasted too long. `phase_seconds` holds the seconds that each finished phase took,
     `progress` the last report of the agent, `error` an error as JSON (see errors.py),
     `evidence` what proved the outcome, `pins` what was fixed when the operation was
-    requested: the digests of ramdisk and profile, the release's name, and the channel that
-    it was found by, if any.
+    requested: the digests of ramdisk and profile, the release's name, the channel that it
+    was found by, if any, and its place in a chain of attempts (see recovery.py).
+
+    `follow_up` is what comes after a failure, decided with it; while `follow_up_at` is set,
+    that is still to come.
     """
 
     id: OperationId
@@ -238,10 +241,25 @@ class Operation:
     progress: Json = field(default_factory=dict)
     error: Json | None = None
     evidence: Json = field(default_factory=dict)
+    follow_up: Json | None = None
+    follow_up_at: datetime | None = None
 
     @property
     def is_final(self) -> bool:
         return self.phase in FINAL
+
+
+@dataclass(frozen=True)
+class ReleaseFailure:
+    """A release that failed on a host, for as often as it was tried. Nothing but a person
+    picks it for that host again, until it is proven there."""
+
+    host_id: HostId
+    release: str
+    operation_id: OperationId
+    at: datetime
+    code: str
+    message: str
 
 
 @dataclass(frozen=True)

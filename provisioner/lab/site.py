@@ -43,6 +43,9 @@ STOP_LIMIT: Final = timedelta(seconds=30)
 # The kernel gives the first timer interrupt 60 ms to come, and panics. On a busy machine an
 # emulated timer needs longer.
 RAMDISK: Final = {"kernel_arguments": ["no_timer_check"]}
+# What fails in a lab is looked at: another attempt, the way back, or a host that is switched
+# off would hide it. Whoever tries those asks for them.
+RECOVERY: Final = {"automatic": False}
 API_PART: Final = "api"
 OTHER_PARTS: Final = "boot,tftp,dhcp,worker"
 PROFILE: Final = "lab"
@@ -94,7 +97,9 @@ class Site:
         initialise(directory, plan)
         for pem in trusted:
             trust_key(directory / KEYS, pem)
-        _change(directory / CONFIG_FILE, {"ramdisk": RAMDISK, **(changes or {})})
+        _change(
+            directory / CONFIG_FILE, {"ramdisk": RAMDISK, "recovery": RECOVERY, **(changes or {})}
+        )
         site = cls(
             directory, lab, load(directory / CONFIG_FILE), cache or cache_directory(), say, []
         )

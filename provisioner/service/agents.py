@@ -222,7 +222,8 @@ class AgentSessions:
         return dict(documents)
 
     def failed(self, token: str, body: Json) -> Json:
-        """Save why the agent gave up. Repeatable."""
+        """Save why the agent gave up, and tell it when it is to stay in the ramdisk.
+        Repeatable."""
         generation = number_in(body, "generation")
         error = error_in(body)
         with self._store.begin() as tx:
@@ -236,7 +237,8 @@ class AgentSessions:
                     actor=AGENT,
                     error={"host": host.name, **error},
                 )
-            return {}
+            is_kept = self._transitions.keeps_in_ramdisk(tx.host(host.id))
+            return {"then": "stay"} if is_kept else {}
 
     def done(self, token: str, body: Json) -> Json:
         """Save that everything was written and read back. Repeatable."""

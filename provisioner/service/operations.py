@@ -2,14 +2,12 @@
 nothing about what follows; that is `lifecycle`."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from provisioner.core.contracts import Archive, Clock, Store, Tx
 from provisioner.core.lifecycle import E
 from provisioner.core.manifest import Manifest
 from provisioner.core.model import (
     FINAL,
-    Event,
     Host,
     Json,
     Kind,
@@ -18,12 +16,14 @@ from provisioner.core.model import (
     Phase,
     ReleaseRow,
 )
+from provisioner.core.recovery import Chain
 from provisioner.core.releases import check_present, check_standing
 from provisioner.core.trust import check_version_floor
 from provisioner.errors import Conflict, NotFound
 
-from .chance import new_operation_id
+from .follow_ups import supersede
 from .lookup import channel_in, find_release, host_named, version_floor
+from .queueing import new_operation, queue
 from .requests import (
     check_can_be_proven,
     check_may_deploy,
@@ -56,7 +56,8 @@ class Operations:
     def request_deployment(
         self, hosts: Sequence[str], release: str, *, options: Json, actor: str
     ) -> list[Operation]:
-        """Queue one deployment for each named host, all in one transaction or none.
+        """Queue one deployment for each named host, all in one transaction or none. What waits
+        to follow a failed one is superseded.
 
         A release named by a channel must have what that channel asks for. Raises
         RequestError for an empty or doubled selection, NotFound for unknown names, Conflict
@@ -82,10 +83,12 @@ class Operations:
                 check_renders_for(host, profile)
                 check_can_be_proven(host, profile, self._transitions.limits)
                 pins = {"ramdisk": ramdisk, "profile": profile.digest, "release_name": row.name}
+                pins |= {**self._attempts(options).pins(), **_failed_before(tx, host, row.digest)}
                 if channel is not None:
                     pins["channel"] = channel
                 operation = self._new(host, Kind.DEPLOYMENT, row.digest, pins, options, actor)
-                made.append(self._add(tx, host, operation, actor))
+                supersede(tx, host, operation)
+                made.append(queue(tx, host, operation))
             return made
 
     def request_verification(
@@ -122,7 +125,7 @@ class Operations:
                     "release_name": rows[digest].name,
                 }
                 operation = self._new(host, Kind.VERIFICATION, digest, pins, {}, actor)
-                made.append(self._add(tx, host, operation, actor))
+                made.append(queue(tx, host, operation))
             return made
 
     def request_inspection(self, host: str, *, actor: str) -> Operation:
@@ -132,15 +135,18 @@ class Operations:
             found = host_named(tx, host)
             check_may_disturb(tx, found, "inspected")
             operation = self._new(found, Kind.INSPECTION, None, {"ramdisk": ramdisk}, {}, actor)
-            return self._add(tx, found, operation, actor)
+            return queue(tx, found, operation)
 
     def cancel(self, operation_id: str, *, actor: str) -> Operation:
-        """Cancel an operation whose host was not written yet.
+        """Cancel an operation that has not begun to write, or what is to follow a failed one.
 
-        Raises NotAllowed with the way out when the disk is already being rewritten.
+        A host whose disk was written before, and not proven since, is not left like that: it
+        is quarantined. Raises NotAllowed with the way out while the disk is being rewritten.
         """
         with self._store.begin() as tx:
             found = tx.operation(OperationId(operation_id))
+            if found.follow_up_at is not None:
+                return self._transitions.call_off(tx, found, actor)
             if found.is_final:
                 raise Conflict(
                     f"operation {found.id} has already ended",
@@ -172,48 +178,38 @@ class Operations:
         return self._archive.check(digest, channel=channel, now=self._clock())
 
     def _new(
-        self,
-        host: Host,
-        kind: Kind,
-        release: str | None,
-        pins: Json,
-        options: Json,
-        actor: str,
+        self, host: Host, kind: Kind, release: str | None, pins: Json, options: Json, actor: str
     ) -> Operation:
-        now = self._clock()
-        return Operation(
-            id=new_operation_id(),
-            host_id=host.id,
-            kind=kind,
-            phase=Phase.QUEUED,
-            generation=host.generation + 1,
-            rung=0,
-            release=release,
+        return new_operation(
+            host,
+            kind,
+            release,
             pins=pins,
             options=options,
-            requested_by=actor,
-            requested_at=now,
-            phase_at=now,
-            deadline_at=self._transitions.limits.deadline(Phase.QUEUED, now, now),
-            ended_at=None,
+            actor=actor,
+            now=self._clock(),
+            limits=self._transitions.limits,
         )
 
-    def _add(self, tx: Tx, host: Host, operation: Operation, actor: str) -> Operation:
-        tx.save_host(replace(host, generation=operation.generation))
-        tx.add_operation(operation)
-        detail: Json = {"operation": operation.id, "release": operation.release, **operation.pins}
-        tx.audit(self._clock(), actor, f"{operation.kind}.requested", host.name, detail)
-        what = operation.pins.get("release_name", "")
-        tx.add_event(
-            Event(
-                at=self._clock(),
-                source="service",
-                text=f"{operation.kind} requested by {actor} {what}".rstrip(),
-                host_id=host.id,
-                operation_id=operation.id,
-            )
-        )
-        return operation
+    def _attempts(self, options: Json) -> Chain:
+        """Return the first place in a chain of as many attempts as were asked for."""
+        asked = options.get("attempts", self._transitions.policy.attempts_max)
+        return Chain(1, int(asked))
+
+
+def _failed_before(tx: Tx, host: Host, release: str) -> Json:
+    """Return what is to be said of a release that has failed on this host: who names it may
+    have it all the same."""
+    for failure in tx.failures_on(host.id):
+        if failure.release == release:
+            told: Json = {
+                "at": failure.at.isoformat(),
+                "code": failure.code,
+                "message": failure.message,
+                "operation": failure.operation_id,
+            }
+            return {"failed_before": told}
+    return {}
 
 
 def _held(tx: Tx, digest: str) -> ReleaseRow:

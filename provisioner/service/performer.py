@@ -11,8 +11,15 @@ from typing import Final, TypeVar
 import structlog
 
 from provisioner.core.contracts import Bmc, BmcPool, Clock, Outgoing, Store
-from provisioner.core.effects import Effect, PowerOff, PowerOn, ReturnToDisk, SetNextBoot
-from provisioner.core.lifecycle import RUNG_LAST, E, NotAllowed
+from provisioner.core.effects import (
+    Effect,
+    PowerOff,
+    PowerOffQuarantined,
+    PowerOn,
+    ReturnToDisk,
+    SetNextBoot,
+)
+from provisioner.core.lifecycle import BMC_LOGIN_REFUSED_AT, RUNG_LAST, E, NotAllowed
 from provisioner.core.model import (
     BootDevice,
     Event,
@@ -139,6 +146,9 @@ class Performer:
         if isinstance(effect, PowerOn):
             self._power_on(bmc, host)
             return E.POWERED_ON
+        if isinstance(effect, PowerOffQuarantined):
+            self._power_off(bmc, host, operation, soft=False)
+            return None
         self._return_to_disk(bmc, host, operation)
         return None
 
@@ -254,11 +264,17 @@ class Performer:
                 )
             except NotAllowed as refusal:
                 log.info("late BMC result dropped", host=host.name, why=refusal.message)
+                if event is E.BMC_LOGIN_REFUSED:
+                    self._transitions.note_refused_login(tx, operation.id, outgoing.generation)
 
 
 def _is_overtaken(outgoing: Outgoing, operation: Operation, host: Host) -> bool:
     if outgoing.generation != host.generation:
         return True
+    if isinstance(outgoing.effect, PowerOffQuarantined):
+        # A person has released it since, or its BMC would see a refused login again.
+        is_locked_out = BMC_LOGIN_REFUSED_AT in operation.evidence
+        return host.quarantine_reason is None or is_locked_out
     towards_disk = isinstance(outgoing.effect, ReturnToDisk) or (
         isinstance(outgoing.effect, SetNextBoot) and outgoing.effect.device is BootDevice.DISK
     )

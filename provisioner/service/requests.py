@@ -8,10 +8,11 @@ from provisioner.core.lifecycle import Limits
 from provisioner.core.manifest import boots_on
 from provisioner.core.model import Host, Json, Phase, Profile, ReleaseRow
 from provisioner.core.profile import health_of
+from provisioner.core.recovery import ATTEMPTS_LIMIT
 from provisioner.errors import Conflict, RequestError
 
 HOSTS_PER_REQUEST_MAX: Final = 1000
-_OPTIONS: Final = {"soft_shutdown": bool, "full": bool}
+_OPTIONS: Final = {"soft_shutdown": bool, "full": bool, "attempts": int}
 
 
 def check_selection(hosts: Sequence[str]) -> None:
@@ -35,12 +36,20 @@ def check_options(options: Json) -> None:
     """Raise RequestError for an option of a deployment that we do not know."""
     for key, value in options.items():
         kind = _OPTIONS.get(key)
-        if kind is None or not isinstance(value, kind):
+        # True is an int, too.
+        if kind is None or type(value) is not kind:
             raise RequestError(
                 f"option {key} is not known or of the wrong type",
                 expected={name: wanted.__name__ for name, wanted in _OPTIONS.items()},
                 found={key: value},
             )
+    attempts = options.get("attempts", 1)
+    if not 1 <= attempts <= ATTEMPTS_LIMIT:
+        raise RequestError(
+            "there is no such number of attempts",
+            expected=f"1 to {ATTEMPTS_LIMIT}",
+            found=attempts,
+        )
 
 
 def check_may_deploy(tx: Tx, host: Host, release: ReleaseRow) -> None:

@@ -1,22 +1,26 @@
 """One event on one operation: load, decide, save with audit row and outbox. No network."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 from provisioner.core.contracts import Clock, Outgoing, Tx
 from provisioner.core.effects import Effect
-from provisioner.core.lifecycle import E, Limits, Step, advance
+from provisioner.core.lifecycle import BMC_LOGIN_REFUSED_AT, E, Limits, Step, advance
 from provisioner.core.model import (
     Event,
     Host,
     Json,
+    Kind,
     Operation,
     OperationId,
     Phase,
     Ticket,
 )
+from provisioner.core.recovery import FollowUp, OnQuarantine, Policy, called_off, follow_up
 
 from .chance import Derived, digest_of, new_token
+from .follow_ups import RECOVERY, Ending, drop, ended, facts_of, record, settled
 
 
 class Transitions:
@@ -29,12 +33,20 @@ class Transitions:
         limits: Limits,
         ticket_lifetime: timedelta,
         new_key: Callable[[], str] = lambda: new_token("fx").reveal(),
+        *,
+        policy: Policy = Policy(),  # noqa: B008 # a frozen value
     ) -> None:
         self._clock = clock
         self._derived = derived
         self._limits = limits
         self._ticket_lifetime = ticket_lifetime
         self._new_key = new_key
+        self._policy = policy
+
+    @property
+    def policy(self) -> Policy:
+        """How failures are dealt with."""
+        return self._policy
 
     @property
     def limits(self) -> Limits:
@@ -70,10 +82,22 @@ class Transitions:
             evidence=evidence,
             progress=progress,
         )
+        ending = None
+        is_deployment = step.operation.kind is Kind.DEPLOYMENT
+        if is_deployment and step.operation.phase in (Phase.FAILED, Phase.CANCELLED):
+            now = self._clock()
+            ending = ended(tx, step.operation, step.host, step.effects, self._policy, now)
+            step = replace(
+                step, operation=ending.operation, host=ending.host, effects=ending.effects
+            )
         tx.save_operation(step.operation)
         if step.host != host:
             tx.save_host(step.host)
         self._record(tx, before, host, step, actor)
+        if ending is not None:
+            record(tx, ending, self._clock())
+        elif is_deployment and step.operation.phase is Phase.SUCCEEDED:
+            tx.forget_failure(host.id, step.operation.release or "")
         if event is E.START:
             self.issue_ticket(tx, step.operation)
         for effect in step.effects:
@@ -83,6 +107,53 @@ class Transitions:
         if step.operation.is_final and event not in (E.AGENT_FAILED, E.COMPARED):
             tx.revoke_operation(operation_id, self._clock())
         return step
+
+    def settle(self, tx: Tx, operation: Operation, host: Host, decided: FollowUp) -> Ending:
+        """Save another follow-up of an operation that has ended, instead of what was to come."""
+        instead_of = (operation.follow_up or {}).get("what")
+        ending = settled(operation, host, (), decided, self._policy)
+        kept = {**(ending.operation.follow_up or {}), "instead_of": instead_of}
+        ending = replace(ending, operation=replace(ending.operation, follow_up=kept))
+        tx.save_operation(ending.operation)
+        if ending.host != host:
+            tx.save_host(ending.host)
+        record(tx, ending, self._clock())
+        for effect in ending.effects:
+            self._enqueue(tx, ending.operation, ending.host, effect)
+        return ending
+
+    def call_off(self, tx: Tx, operation: Operation, actor: str) -> Operation:
+        """Let nothing follow an operation that has failed, because a person says so. A disk
+        that was written is not left half for that: then the host is quarantined."""
+        host, now = tx.host(operation.host_id), self._clock()
+        dropped = drop(tx, operation, host, f"called off by {actor}", actor, now)
+        decided = called_off(dropped, facts_of(tx, dropped, host))
+        if decided is None or host.why_not_rebuilt is not None:
+            return dropped
+        return self.settle(tx, dropped, host, decided).operation
+
+    def note_refused_login(self, tx: Tx, operation_id: OperationId, generation: int) -> None:
+        """Let nothing that asks its BMC follow an ended operation: the login was refused, and
+        another try could lock the account."""
+        operation = tx.operation(operation_id)
+        if operation.generation != generation:
+            return
+        host, now = tx.host(operation.host_id), self._clock()
+        refused = {**operation.evidence, BMC_LOGIN_REFUSED_AT: now.isoformat()}
+        operation = replace(operation, evidence=refused)
+        tx.save_operation(operation)
+        if operation.follow_up_at is None:
+            return
+        decided = follow_up(operation, host, self._policy, facts_of(tx, operation, host), now)
+        if decided is None:
+            drop(tx, operation, host, "its BMC refused the login", RECOVERY, now)
+        else:
+            self.settle(tx, operation, host, decided)
+
+    def keeps_in_ramdisk(self, host: Host) -> bool:
+        """Say whether an agent whose operation has failed is to stay where it is."""
+        is_kept = self._policy.on_quarantine is OnQuarantine.RAMDISK
+        return is_kept and host.quarantine_reason is not None
 
     def issue_ticket(self, tx: Tx, operation: Operation) -> None:
         """Give the operation its one boot ticket; only the hash is stored."""

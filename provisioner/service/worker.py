@@ -23,12 +23,14 @@ from .boot import DISCOVERY_ACTOR
 from .health import Finding, check_all
 from .operations import why_not_started
 from .performer import Performer
+from .recovery import Recovery
 from .transitions import Transitions
 
 log = structlog.get_logger(__name__)
 
 TICK_S: Final = 0.2
 OVERDUE_EVERY: Final = timedelta(seconds=1)
+RECOVERY_EVERY: Final = timedelta(seconds=1)
 CHECK_EVERY: Final = timedelta(seconds=2)
 # A worker that saw nothing for OUTAGE takes the silence of others for its own fault. Agents
 # and reporters try again after 30 s at the latest, so they are heard within OUTAGE_GRACE.
@@ -48,6 +50,7 @@ class Worker:
         performer: Performer,
         effects: EffectWorker,
         clock: Clock,
+        recovery: Recovery,
         *,
         in_flight_max: int,
     ) -> None:
@@ -57,11 +60,16 @@ class Worker:
         self._effects = effects
         self._clock = clock
         self._in_flight_max = in_flight_max
+        self._recovery = recovery
+        # A thread of its own: the release archive may be slow to answer, and deadlines are not
+        # to wait for it.
+        self._recoverer = ThreadPoolExecutor(1, thread_name_prefix="recovery")
+        self._recovering: Future[None] | None = None
         self._checkers = ThreadPoolExecutor(CHECKERS_MAX, thread_name_prefix="health")
         self._checking: dict[OperationId, Future[None]] = {}
         self._next_check: dict[OperationId, datetime] = {}
         self._seen_at: datetime | None = None  # when everything could be looked at last
-        self._next_overdue = clock()
+        self._next_overdue = self._next_recovery = clock()
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set, then finish what is being done and return."""
@@ -76,6 +84,7 @@ class Worker:
                     log.warning("tick failed", why=error.message)
         finally:
             self._checkers.shutdown(wait=True, cancel_futures=True)
+            self._recoverer.shutdown(wait=True, cancel_futures=True)
             self._effects.stop()
 
     def tick(self) -> None:
@@ -84,12 +93,25 @@ class Worker:
         now = self._clock()
         if self._seen_at is None or now - self._seen_at > OUTAGE:
             self._next_overdue = now + OUTAGE_GRACE
+        if now >= self._next_recovery:
+            self.begin_recovery()
+            self._next_recovery = now + RECOVERY_EVERY
         self.start_queued()
         self.prove_booted()
         if now >= self._next_overdue:
             self.end_overdue()
             self._next_overdue = now + OVERDUE_EVERY
         self._seen_at = self._clock()
+
+    def begin_recovery(self) -> None:
+        """Begin to take the follow-ups that are due, unless that is still being done. What went
+        wrong the last time is raised here, where it is noticed."""
+        if self._recovering is not None:
+            if not self._recovering.done():
+                return
+            done, self._recovering = self._recovering, None
+            done.result()
+        self._recovering = self._recoverer.submit(self._recovery.take_due)
 
     def start_queued(self) -> None:
         """Start queued operations, oldest first, while fewer than the limit are in flight."""

@@ -19,6 +19,7 @@ from ..core.model import (
     Operation,
     Phase,
     Profile,
+    ReleaseFailure,
     ReleaseRow,
     ReleaseTest,
     Secret,
@@ -46,8 +47,8 @@ def host_row(host: Host, sealing: Sealing) -> dict[str, Any]:
         "macs": list(host.macs),
         "firmware": host.firmware.value if host.firmware else None,
         "local_boot": host.local_boot.value,
-        "uuid": _plain(host.uuid) if host.uuid else None,
-        "serial": _plain(host.serial) if host.serial else None,
+        "uuid": plain_text(host.uuid) if host.uuid else None,
+        "serial": plain_text(host.serial) if host.serial else None,
         "profile": host.profile,
         "bmc_address": bmc.address if bmc else None,
         "bmc_port": bmc.port if bmc else None,
@@ -148,6 +149,10 @@ def release_test_of(row: Row) -> ReleaseTest:
     return ReleaseTest(**{**values, "firmware": tuple(row["firmware"])})
 
 
+def release_failure_of(row: Row) -> ReleaseFailure:
+    return ReleaseFailure(**row)
+
+
 def profile_of(row: Row) -> Profile:
     return Profile(row["name"], row["digest"], row["document"], row["created_at"])
 
@@ -157,10 +162,11 @@ def audit_of(row: Row) -> AuditRow:
 
 
 def event_row(event: Event) -> dict[str, Any]:
-    return {**asdict(event), "text": _plain(event.text)}
+    return {**asdict(event), "text": plain_text(event.text)}
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
+    """Return a text as every database takes it."""
     # It may come from the wire. PostgreSQL takes no NUL and neither database half a
     # surrogate pair.
     return text.encode("utf-8", "replace").decode().replace("\0", "�")

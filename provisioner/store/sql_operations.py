@@ -60,12 +60,28 @@ class OperationQueries(Queries):
             query = query.where(table.release == release)
         if overdue_at is not None:
             query = query.where(table.deadline_at <= overdue_at)
-        order = (table.requested_at, table.id)
+        # Two of one host may begin within a tick of the clock; its generations tell them apart.
+        order = (table.requested_at, table.generation, table.id)
         if newest_first:
             query = query.order_by(*(column.desc() for column in order))
         else:
             query = query.order_by(*order)
         return [operation_of(row) for row in self._all(query.limit(limit))]
+
+    def due_follow_ups(self, at: datetime, *, limit: int = 100) -> Sequence[Operation]:
+        """Return the ended operations whose follow-up is due, the longest due first."""
+        due = select(operations).where(operations.c.follow_up_at <= at)
+        order = due.order_by(operations.c.follow_up_at, operations.c.id)
+        return [operation_of(row) for row in self._all(order.limit(limit))]
+
+    def waiting_follow_ups(self, host_id: HostId) -> Sequence[Operation]:
+        """Return the host's ended operations with a follow-up to come, the newest first."""
+        table = operations.c
+        waiting = select(operations).where(
+            table.host_id == host_id, table.follow_up_at.is_not(None)
+        )
+        newest = waiting.order_by(table.requested_at.desc(), table.id.desc())
+        return [operation_of(row) for row in self._all(newest)]
 
     def count_operations(self, phases: Iterable[Phase], *, not_by: str = "") -> int:
         """Return how many are in one of these phases and were not requested by `not_by`."""
@@ -103,4 +119,5 @@ class OperationQueries(Queries):
             .limit(OPERATIONS_PER_HOST_MAX)  # SQLite takes no OFFSET without it
             .offset(OPERATIONS_PER_HOST_MAX - 1)
         )
-        self._change(operations.delete().where(operations.c.id.in_(too_many)))
+        old = operations.c.id.in_(too_many) & operations.c.follow_up_at.is_(None)
+        self._change(operations.delete().where(old))

@@ -5,14 +5,33 @@ from typing import Any, Final
 
 from sqlalchemy import Select, or_, select, union
 
-from ..core.model import Channel, ReleaseRow, ReleaseTest
+from ..core.model import Channel, HostId, ReleaseFailure, ReleaseRow, ReleaseTest
 from ..errors import Conflict, NotFound
-from .rows import Row, channel_of, release_of, release_row, release_test_of, release_test_row
+from .rows import (
+    Row,
+    channel_of,
+    plain_text,
+    release_failure_of,
+    release_of,
+    release_row,
+    release_test_of,
+    release_test_row,
+)
 from .sql import Queries
-from .tables import UNFINISHED, channels, hosts, operations, release_tests, releases
+from .tables import (
+    UNFINISHED,
+    channels,
+    hosts,
+    operations,
+    release_failures,
+    release_tests,
+    releases,
+)
 
 # Tests kept for one release; the audit log keeps the fact of every one.
 TESTS_PER_RELEASE_MAX: Final = 100
+# Failed releases remembered for one host; nobody has tried more than these lately.
+FAILURES_PER_HOST_MAX: Final = 100
 
 
 class ReleaseQueries(Queries):
@@ -74,7 +93,8 @@ class ReleaseQueries(Queries):
         return [release_of(row) for row in self._all(query)]
 
     def used_releases(self) -> set[str]:
-        """Return the digests that a host, a channel or an unfinished operation refers to.
+        """Return the digests that a host, a channel or an operation refers to that is
+        unfinished, or that is to be tried again.
 
         One statement, so one state: a deployment that ends at this moment is seen as the
         operation that it was, or as what its host runs, never as neither.
@@ -84,6 +104,7 @@ class ReleaseQueries(Queries):
             select(hosts.c.last_good),
             select(channels.c.digest),
             select(operations.c.release).where(UNFINISHED),
+            select(operations.c.release).where(operations.c.follow_up_at.is_not(None)),
         )
         return {digest for (digest,) in self._connection.execute(used) if digest is not None}
 
@@ -123,6 +144,38 @@ class ReleaseQueries(Queries):
         table = release_tests.c
         query = select(release_tests).where(table.digest == digest).order_by(table.number.desc())
         return [release_test_of(row) for row in self._all(query)]
+
+    def remember_failure(self, failure: ReleaseFailure) -> None:
+        """Remember that a release failed on a host, and forget the oldest ones over the limit."""
+        self._put(
+            release_failures,
+            {
+                **failure.__dict__,
+                "code": plain_text(failure.code),
+                "message": plain_text(failure.message),
+            },
+        )
+        table = release_failures.c
+        old = (
+            select(table.release)
+            .where(table.host_id == failure.host_id)
+            .order_by(table.at.desc(), table.release)
+            .limit(FAILURES_PER_HOST_MAX)  # SQLite takes no OFFSET without it
+            .offset(FAILURES_PER_HOST_MAX)
+        )
+        of_host = (table.host_id == failure.host_id) & table.release.in_(old)
+        self._change(release_failures.delete().where(of_host))
+
+    def failures_on(self, host_id: HostId) -> Sequence[ReleaseFailure]:
+        """Return the releases that failed on a host, the newest failure first."""
+        table = release_failures.c
+        query = select(release_failures).where(table.host_id == host_id)
+        return [release_failure_of(row) for row in self._all(query.order_by(table.at.desc()))]
+
+    def forget_failure(self, host_id: HostId, release: str) -> None:
+        table = release_failures.c
+        same = (table.host_id == host_id) & (table.release == release)
+        self._change(release_failures.delete().where(same))
 
 
 def _of(digest: str) -> Select[Any]:

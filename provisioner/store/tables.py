@@ -147,6 +147,8 @@ operations: Final = Table(
     Column("progress", JsonText, nullable=False),
     Column("error", JsonText),
     Column("evidence", JsonText, nullable=False),
+    Column("follow_up", JsonText),
+    Column("follow_up_at", Moment),
     # Not part of the Operation: set once, when the agent fetched its seed.
     Column("seed_taken_at", Moment),
     # At most one unfinished operation per host, whatever a race would like.
@@ -163,6 +165,12 @@ operations: Final = Table(
         "deadline_at",
         sqlite_where=text("deadline_at IS NOT NULL"),
         postgresql_where=text("deadline_at IS NOT NULL"),
+    ),
+    Index(
+        "ix_operations_to_follow",
+        "follow_up_at",
+        sqlite_where=text("follow_up_at IS NOT NULL"),
+        postgresql_where=text("follow_up_at IS NOT NULL"),
     ),
 )
 
@@ -266,6 +274,18 @@ release_tests: Final = Table(
     Column("detail", JsonText, nullable=False),
     Column("tested_by", String, nullable=False),
     Index("ix_release_tests_of_release", "digest", "number"),
+)
+
+release_failures: Final = Table(
+    "release_failures",
+    metadata,
+    Column("host_id", String, ForeignKey("hosts.id", ondelete="CASCADE"), primary_key=True),
+    Column("release", String, primary_key=True),
+    # No foreign key: what failed is remembered for longer than the operation.
+    Column("operation_id", String, nullable=False),
+    Column("at", Moment, nullable=False),
+    Column("code", String, nullable=False),
+    Column("message", String, nullable=False),
 )
 
 profile_revisions: Final = Table(

@@ -179,6 +179,8 @@ class Service:
     on_call: Callable[[str, dict[str, Any]], int | None] = lambda _name, _body: None
     # Called when a call was carried out, before its answer is sent; True cuts the connection.
     loses: Callable[[str], bool] = lambda _name: False
+    # What an agent is answered that reports its failure.
+    after_failure: dict[str, Any] = field(default_factory=dict)
     ended: threading.Event = field(default_factory=threading.Event)
 
     def file(self, path: str) -> bytes | None:
@@ -222,6 +224,7 @@ class Service:
         answers: dict[str, dict[str, Any]] = {
             "progress": {"go_on": True},
             "done": {"restart": "reboot"},
+            "failed": self.after_failure,
         }
         return 200, answers.get(name, {})
 

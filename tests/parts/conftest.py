@@ -1,17 +1,19 @@
 """Fixtures that several part tests share."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from provisioner.core.recovery import Policy
 from provisioner.imaging.archive import Archive
 from provisioner.store.engine import open_engine
 from provisioner.store.migrate import upgrade
 from provisioner.store.sql_store import SqlStore
 from tests.parts.postgres import Postgres, running_postgres
+from tests.parts.recovery_site import with_releases
 from tests.parts.service_site import (
     ACTOR,
     RAMDISK,
@@ -130,3 +132,29 @@ def agent(site: Site) -> Agent:
     site.deploy("r1n1")
     site.perform()
     return Agent(site)
+
+
+@pytest.fixture
+def open_site(
+    migrated_url: str, archive_of_two: Archive, ramdisk_folder: Path
+) -> Iterator[Callable[..., Site]]:
+    """Open the service over a database of each kind, with the given policy; a second time it
+    is the same installation after a restart."""
+    opened = []
+
+    def open_(**policy: object) -> Site:
+        chosen = replace(Policy(), **policy)  # type: ignore[arg-type] # fields by name
+        manager = running_site(migrated_url, archive_of_two, ramdisk_folder, policy=chosen)
+        opened.append(manager)
+        return manager.__enter__()
+
+    yield open_
+    for manager in opened:
+        manager.__exit__(None, None, None)
+
+
+@pytest.fixture
+def either_site(open_site: Callable[..., Site], archive_of_two: Archive) -> Site:
+    """A whole service over a database of each kind, with two releases and a profile that a
+    report alone makes healthy; no host yet."""
+    return with_releases(open_site(), archive_of_two)

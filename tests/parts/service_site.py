@@ -18,6 +18,7 @@ from provisioner.core.bootplan import BootPlan, BootRequest, Ramdisk
 from provisioner.core.contracts import Archive, Outgoing
 from provisioner.core.lifecycle import LIMIT, Limits
 from provisioner.core.model import BmcAddress, Event, Host, Json, Operation, Phase, Secret
+from provisioner.core.recovery import Policy
 from provisioner.service.agents import AgentSessions
 from provisioner.service.audit import Audit
 from provisioner.service.boot import BootService
@@ -27,6 +28,7 @@ from provisioner.service.operations import Operations
 from provisioner.service.performer import Performer
 from provisioner.service.profiles import Profiles
 from provisioner.service.ramdisks import Ramdisks
+from provisioner.service.recovery import Recovery
 from provisioner.service.releases import Releases
 from provisioner.service.tokens import Tokens
 from provisioner.service.transitions import Transitions
@@ -103,6 +105,7 @@ class Site:
     tokens: Tokens
     transitions: Transitions
     performer: Performer
+    recovery: Recovery
     worker: Worker
     derived: Derived
 
@@ -303,13 +306,19 @@ def limits() -> Limits:
 
 @contextmanager
 def running_site(
-    url: str, archive: Archive, ramdisks: Path, *, discovery: bool = False
+    url: str,
+    archive: Archive,
+    ramdisks: Path,
+    *,
+    discovery: bool = False,
+    policy: Policy = Policy(),  # noqa: B008 # a frozen value
 ) -> Iterator[Site]:
     """A service over the database at `url`, which has its tables already."""
     clock, outbox, pool = SetClock(NOW), Outbox(), FakeBmcPool()
     store = SqlStore(open_engine(url), outbox, sealing())
     derived = Derived(bytes(range(32)))
-    transitions = Transitions(clock, derived, limits(), TICKET_LIFETIME)
+    transitions = Transitions(clock, derived, limits(), TICKET_LIFETIME, policy=policy)
+    recovery = Recovery(store, transitions, archive, clock)
     shelf = Ramdisks(ramdisks)
     performer = Performer(
         store, transitions, pool, clock, soft_shutdown_limit=SOFT_SHUTDOWN, pause=clock.pass_
@@ -348,7 +357,8 @@ def running_site(
         tokens=Tokens(store, clock),
         transitions=transitions,
         performer=performer,
-        worker=Worker(store, transitions, performer, outbox, clock, in_flight_max=2),
+        recovery=recovery,
+        worker=Worker(store, transitions, performer, outbox, clock, recovery, in_flight_max=2),
         derived=derived,
     )
     try:

@@ -75,6 +75,22 @@ def test_a_failure_is_reported_once(rig: Rig) -> None:
     assert [told["code"] for told in rig.service.told("failed")] == ["no_disk_matches"]
 
 
+def test_an_agent_of_a_quarantined_host_stays_where_it_is(rig: Rig) -> None:
+    rig.service.hello["disk_rule"] = {"serial": "another"}
+    rig.service.after_failure = {"then": "stay"}
+    assert rig.carry_out() == "stay"
+    assert [told["code"] for told in rig.service.told("failed")] == ["no_disk_matches"]
+    rig.assert_untouched()
+
+
+@pytest.mark.parametrize("answer", [{"then": "reboot"}, {"then": "party"}, {"then": None}])
+def test_any_other_answer_lets_an_agent_restart_its_host(rig: Rig, answer: dict[str, Any]) -> None:
+    rig.service.hello["disk_rule"] = {"serial": "another"}
+    rig.service.after_failure = answer
+    with pytest.raises(ProvisionerError):
+        rig.carry_out()
+
+
 def test_a_comparison_that_the_service_does_not_take_fails(rig: Rig) -> None:
     """Nothing else would end the operation before its deadline."""
     rig.service.hello = verification(rig)

@@ -172,7 +172,8 @@ def test_waiting_tells_every_phase_and_why_it_failed(cli: Cli, site: Site) -> No
         site.perform()
 
     thread = meanwhile(site, go)
-    done = cli("reimage", "r1n1", "--release", "tiny@1", "--wait", exit_code=4)
+    once = ("--attempts", "1", "--wait")
+    done = cli("reimage", "r1n1", "--release", "tiny@1", *once, exit_code=4)
     thread.join()
     assert "r1n1 failed: " in done.stderr
     assert "provisioner host events r1n1" in done.stderr
@@ -184,7 +185,7 @@ def test_watching_ends_with_the_worst_outcome(cli: Cli, site: Site) -> None:
     site.add_host(1)
     site.add_host(2)
     one, two = site.operations.request_deployment(
-        ["r1n1", "r1n2"], "tiny@1", options={}, actor=ACTOR
+        ["r1n1", "r1n2"], "tiny@1", options={"attempts": 1}, actor=ACTOR
     )
     site.operations.cancel(one.id, actor=ACTOR)
     site.worker.start_queued()
@@ -194,6 +195,7 @@ def test_watching_ends_with_the_worst_outcome(cli: Cli, site: Site) -> None:
     done = cli("operation", "watch", one.id, two.id, exit_code=4)
     assert "r1n1 cancelled" in done.stderr
     assert "r1n2 failed" in done.stderr
+    assert "way out:  provisioner host release r1n2" in done.stderr
 
 
 def test_typos_are_met_with_what_was_meant(cli: Cli, site: Site) -> None:

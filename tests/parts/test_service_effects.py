@@ -13,6 +13,7 @@ from provisioner.core.effects import Effect, PowerOff, PowerOn, ReturnToDisk, Se
 from provisioner.core.lifecycle import AGENT_SILENCE_LIMIT, IN_RAMDISK_FOR, LIMIT, RUNG_LAST, E
 from provisioner.core.model import BootDevice, HostState, Kind, Operation, Phase
 from provisioner.service.performer import ATTEMPTS_MAX, OFF_READS, POWER_LIMIT, Performer
+from provisioner.service.recovery import Recovery
 from provisioner.service.transitions import Transitions
 from provisioner.service.worker import Worker
 from provisioner.store.durable import DbosEffectQueue, DbosEffectWorker
@@ -377,7 +378,8 @@ def test_the_worker_carries_a_deployment_on_the_durable_queue(site: Site) -> Non
         store, transitions, site.pool, clock, soft_shutdown_limit=SOFT_SHUTDOWN, pause=clock.pass_
     )
     effects = DbosEffectWorker(engine)
-    worker = Worker(store, transitions, performer, effects, clock, in_flight_max=2)
+    recovery = Recovery(store, transitions, site.archive, clock)
+    worker = Worker(store, transitions, performer, effects, clock, recovery, in_flight_max=2)
     site.add_host()
     (operation,) = site.operations.request_deployment(["r1n1"], "tiny@1", options={}, actor=ACTOR)
     stop = threading.Event()

@@ -387,6 +387,10 @@ def test_revoking_ends_a_deployment_in_any_phase(site: Site, phase: Phase) -> No
     assert site.hosts.show("r1n1").state is before
     assert f"deployment failed in {phase}" in site.texts()
     site.perform()
+    # Half of a revoked release, and nothing to go back to, is for a person to see.
+    is_half = phase not in (Phase.NETBOOTING, Phase.PREPARING)
+    assert (site.hosts.show("r1n1").quarantine_reason is not None) == is_half
+    site.hosts.set_flags("r1n1", release_quarantine=True, actor=ACTOR)
     deploy(site, "tiny@2")  # nothing keeps the host
 
 

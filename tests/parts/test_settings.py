@@ -3,18 +3,20 @@
 import os
 import stat
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from provisioner import keys, setup
 from provisioner.core.model import Secret
+from provisioner.core.recovery import OnQuarantine, Policy
 from provisioner.errors import ConfigError, Conflict, RequestError
 from provisioner.release_keys import new_pair, trust_key
 from provisioner.setting_types import Address, ChannelRule
 from provisioner.settings import CONFIG_FILE, documented, load
 from provisioner.setup import Plan, initialise
-from provisioner.wiring import archive_of, trust_policy
+from provisioner.wiring import archive_of, policy_of, trust_policy
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 
@@ -276,6 +278,34 @@ def test_without_a_bucket_releases_lie_in_the_data_directory(installation: Path)
     settings = load(installation / CONFIG_FILE)
     assert settings.keys.s3 is None
     assert archive_of(settings).blobs.place == str(installation)
+
+
+def test_how_failures_are_dealt_with_comes_from_the_settings(installation: Path) -> None:
+    assert policy_of(load(installation / CONFIG_FILE)) == Policy()
+    with (installation / CONFIG_FILE).open("a") as file:
+        file.write(
+            "\n[recovery]\nautomatic = false\nattempts_max = 5\nbackoff_s = 7\n"
+            'backoff_max_s = 70\nrollback = false\non_quarantine = "ramdisk"\n'
+        )
+    expected = Policy(
+        is_automatic=False,
+        attempts_max=5,
+        backoff=timedelta(seconds=7),
+        backoff_max=timedelta(seconds=70),
+        may_roll_back=False,
+        on_quarantine=OnQuarantine.RAMDISK,
+    )
+    assert policy_of(load(installation / CONFIG_FILE)) == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["attempts_max = 0", "attempts_max = 11", 'on_quarantine = "party"', "backoff_max_s = 59"],
+)
+def test_a_recovery_without_an_end_or_sense_is_refused(installation: Path, line: str) -> None:
+    with (installation / CONFIG_FILE).open("a") as file:
+        file.write(f"\n[recovery]\n{line}\n")
+    assert f"recovery.{line.split()[0]}" in refusal(installation)
 
 
 def test_every_setting_is_documented() -> None:

@@ -16,6 +16,7 @@ from provisioner.core.model import (
     HostId,
     OperationId,
     Phase,
+    ReleaseFailure,
     ReleaseRow,
     ReleaseTest,
     Ticket,
@@ -24,7 +25,7 @@ from provisioner.errors import Conflict, TrustError, Unavailable
 from provisioner.store.engine import open_engine
 from provisioner.store.sql_operations import OPERATIONS_PER_HOST_MAX
 from provisioner.store.sql_records import EVENTS_PER_HOST_MAX
-from provisioner.store.sql_releases import TESTS_PER_RELEASE_MAX
+from provisioner.store.sql_releases import FAILURES_PER_HOST_MAX, TESTS_PER_RELEASE_MAX
 from tests.parts.stores import NOW, a_host, an_operation, opened
 
 HOST, OP = HostId("host_r1n1"), OperationId("op_1")
@@ -232,3 +233,41 @@ def test_so_many_tests_of_a_release_are_kept(store: Store) -> None:
         kept = [test.detail["number"] for test in tx.release_tests(one.digest)]
         assert kept == list(range(TESTS_PER_RELEASE_MAX + 4, 4, -1))
         assert len(tx.release_tests(other.digest)) == 1
+
+
+def test_the_oldest_failed_releases_of_a_host_are_forgotten(store: Store) -> None:
+    with store.begin() as tx:
+        tx.add_host(a_host())
+        tx.add_host(a_host("r1n2"))
+        for number in range(FAILURES_PER_HOST_MAX + 3):
+            at = NOW + timedelta(seconds=number)
+            tx.remember_failure(ReleaseFailure(HOST, f"{number:064}", OP, at, "x", "a\0b\ud800"))
+        other = ReleaseFailure(HostId("host_r1n2"), "0" * 64, OP, NOW, "x", "it failed")
+        tx.remember_failure(other)
+        kept = [int(one.release) for one in tx.failures_on(HOST)]
+        assert kept == list(range(FAILURES_PER_HOST_MAX + 2, 2, -1))
+        assert tx.failures_on(other.host_id) == [other]
+        # The same again takes the place of what was known.
+        tx.remember_failure(replace(other, code="y"))
+        assert [one.code for one in tx.failures_on(other.host_id)] == ["y"]
+        tx.forget_failure(other.host_id, other.release)
+        assert tx.failures_on(other.host_id) == []
+        tx.delete_host(HOST)
+        assert tx.failures_on(HOST) == []
+
+
+def test_what_is_to_come_keeps_its_operation_from_being_forgotten(store: Store) -> None:
+    """However often somebody looks at the host meanwhile."""
+    with store.begin() as tx:
+        tx.add_host(a_host())
+        failed = an_operation(
+            "op_waits", phase=Phase.FAILED, follow_up={"what": "retry"}, follow_up_at=NOW
+        )
+        tx.add_operation(failed)
+        for number in range(OPERATIONS_PER_HOST_MAX + 5):
+            at = NOW + timedelta(seconds=number + 1)
+            tx.add_operation(an_operation(f"op_{number}", phase=Phase.CANCELLED, requested_at=at))
+        assert tx.waiting_follow_ups(HOST) == [failed]
+        assert tx.due_follow_ups(NOW) == [failed]
+        assert tx.due_follow_ups(NOW - timedelta(seconds=1)) == []
+        assert failed.release in tx.used_releases()

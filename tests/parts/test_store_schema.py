@@ -102,6 +102,10 @@ QUERIES = {
     "page of hosts": "SELECT * FROM hosts WHERE name > 'r1' ORDER BY name LIMIT 100",
     "open operation": f"SELECT * FROM operations WHERE host_id = 'x' AND {tables.UNFINISHED}",
     "overdue": "SELECT * FROM operations WHERE deadline_at <= '2026-11-23 12:00:00+00:00'",
+    "to follow": "SELECT * FROM operations WHERE follow_up_at <= '2026-11-23 12:00:00+00:00'",
+    "to follow on a host": "SELECT * FROM operations WHERE host_id = 'x' "
+    "AND follow_up_at IS NOT NULL",
+    "failed on a host": "SELECT * FROM release_failures WHERE host_id = 'x' ORDER BY at DESC",
     "by phase": "SELECT * FROM operations WHERE phase IN ('writing', 'queued')",
     "newest": "SELECT * FROM operations ORDER BY requested_at DESC, id DESC LIMIT 100",
     "of a host": "SELECT * FROM operations WHERE host_id = 'x' ORDER BY requested_at DESC LIMIT 9",

@@ -11,6 +11,7 @@ import pytest
 from provisioner.core.effects import (
     Effect,
     PowerOff,
+    PowerOffQuarantined,
     PowerOn,
     ReturnToDisk,
     SetNextBoot,
@@ -247,7 +248,9 @@ def test_the_way_of_one_deployment_with_its_effects() -> None:
     assert (operation.phase, host.state) == (Phase.SUCCEEDED, HostState.ACTIVE)
 
 
-@pytest.mark.parametrize("effect", [PowerOff(soft=True), SetNextBoot(BootDevice.DISK, 2)])
+@pytest.mark.parametrize(
+    "effect", [PowerOff(soft=True), SetNextBoot(BootDevice.DISK, 2), PowerOffQuarantined()]
+)
 def test_effects_survive_the_outbox(effect: Effect) -> None:
     assert from_json(to_json(effect)) == effect
 

@@ -1,11 +1,11 @@
-"""Whether a host is in the ramdisk still, by what its agent said last."""
+"""What is kept of what was said last: by an agent in its ramdisk, and by a BMC."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
 
-from provisioner.core.lifecycle import IN_RAMDISK_FOR, E, advance
+from provisioner.core.lifecycle import BMC_LOGIN_REFUSED_AT, IN_RAMDISK_FOR, E, advance
 from provisioner.core.model import Kind, Operation, Phase
 from tests.unit.examples import GENERATION, HOST, LIMITS, NOW, operation_in
 
@@ -32,3 +32,15 @@ def test_an_agent_that_was_ended_for_its_silence_is_not_taken_to_be_in_the_ramdi
     gave_up = at(said.deadline_at, said, E.AGENT_FAILED)
     assert limits.is_in_ramdisk(gave_up, said.deadline_at)
     assert not limits.is_in_ramdisk(gave_up, said.deadline_at + IN_RAMDISK_FOR + silence)
+
+
+@pytest.mark.parametrize("phase", [Phase.NETBOOTING, Phase.BOOTING, Phase.PROVING])
+def test_a_refused_login_is_kept_whatever_becomes_of_the_operation(phase: Phase) -> None:
+    def after(operation: Operation, event: E) -> Operation:
+        step = advance(operation, HOST, event, now=NOW, generation=GENERATION, limits=LIMITS)
+        return step.operation
+
+    refused = after(operation_in(phase), E.BMC_LOGIN_REFUSED)
+    assert refused.evidence[BMC_LOGIN_REFUSED_AT] == NOW.isoformat()
+    if not refused.is_final:
+        assert BMC_LOGIN_REFUSED_AT in after(refused, E.TIMED_OUT).evidence

@@ -47,7 +47,7 @@ def operation_routes(services: ApiServices, stopping: threading.Event) -> APIBlu
         requested = operations.request_deployment(
             json_data.hosts,
             json_data.release,
-            options=json_data.options.model_dump(),
+            options=json_data.options.model_dump(exclude_none=True),
             actor=actor(),
         )
         return {"operations": show_operations(store, requested)}
@@ -91,7 +91,7 @@ def operation_routes(services: ApiServices, stopping: threading.Event) -> APIBlu
     @api.output(OperationOut)
     @needs(Verb.OPERATE)
     def cancel_operation(operation_id: str) -> Shown:
-        """Cancel an operation whose disk was not yet written."""
+        """Cancel an operation that has not begun to write, or what is to follow a failed one."""
         return show_operation(store, operations.cancel(operation_id, actor=actor()))
 
     @api.get("/operations/<operation_id>/stream")

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from provisioner.core.model import Firmware, LocalBoot
+from provisioner.core.recovery import ATTEMPTS_LIMIT
 
 PAGE_MAX = 1000
 TEXT_MAX = 256
@@ -87,6 +88,12 @@ class DeploymentOptionsIn(_In):
     full: bool = Field(
         default=False, description="write everything, also what is on the disk already"
     )
+    attempts: int | None = Field(
+        default=None,
+        ge=1,
+        le=ATTEMPTS_LIMIT,
+        description="at most in all; null: as the settings say",
+    )
 
 
 class DeploymentIn(_In):
@@ -155,6 +162,17 @@ class OpenOperationOut(BaseModel):
     phase: str
 
 
+class ReleaseFailureOut(BaseModel):
+    """A release that failed on the host, for as often as it was tried."""
+
+    release: str
+    release_name: str | None
+    operation: str
+    at: datetime
+    code: str
+    message: str
+
+
 class HostOut(BaseModel):
     id: str
     name: str
@@ -178,6 +196,10 @@ class HostOut(BaseModel):
     root_disk: dict[str, Any] | None
     inventory: dict[str, Any] | None = Field(description="left out of lists")
     operation: OpenOperationOut | None
+    recovery: str | None = Field(
+        description="what follows a failure, or that the host went back; left out of lists"
+    )
+    failed_releases: list[ReleaseFailureOut] = Field(description="left out of lists")
     created_at: datetime
 
 
@@ -226,6 +248,10 @@ class OperationOut(BaseModel):
     evidence: dict[str, Any]
     pins: dict[str, Any]
     options: dict[str, Any]
+    follow_up: dict[str, Any] | None = Field(
+        description="what comes after its failure: what, why, state, release, attempt"
+    )
+    follow_up_at: datetime | None = Field(description="when; null unless it is still to come")
 
 
 class OperationsOut(BaseModel):

@@ -12,9 +12,11 @@ from provisioner.core.model import (
     HostId,
     Operation,
     Phase,
+    ReleaseFailure,
     Secret,
 )
 from provisioner.service.audit import Audit
+from provisioner.service.follow_ups import standing_of
 from provisioner.service.hosts import Hosts
 from provisioner.service.operations import Operations
 from provisioner.service.profiles import Profiles
@@ -61,7 +63,18 @@ def show_host(store: Store, host: Host) -> dict[str, Any]:
     with store.read() as tx:
         operation = tx.open_operation(host.id)
         names = _release_names(tx)
-    return _host(host, {host.id: operation} if operation else {}, names, with_inventory=True)
+        failures = [_failure(one, names) for one in tx.failures_on(host.id)]
+        recovery = standing_of(tx, host)
+    open_ones = {host.id: operation} if operation else {}
+    shown = _host(host, open_ones, names, with_inventory=True)
+    return {**shown, "recovery": recovery, "failed_releases": failures}
+
+
+def _failure(failure: ReleaseFailure, release_names: Mapping[str, str]) -> dict[str, Any]:
+    shown = asdict(failure)
+    shown["operation"] = shown.pop("operation_id")
+    del shown["host_id"]
+    return {**shown, "release_name": release_names.get(failure.release)}
 
 
 def show_hosts(store: Store, hosts: Sequence[Host]) -> list[dict[str, Any]]:
@@ -105,6 +118,8 @@ def _host(
         "root_disk": host.root_disk,
         "inventory": host.inventory if with_inventory else None,
         "operation": _open(operation) if operation else None,
+        "recovery": None,
+        "failed_releases": [],
         "created_at": host.created_at,
     }
 

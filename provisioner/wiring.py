@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from .core.contracts import BmcPool, Store
+from .core.fleet import Rules
 from .core.lifecycle import Limits
 from .core.manifest import Manifest
 from .core.model import Phase
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .service.agents import AgentSessions
     from .service.audit import Audit
     from .service.boot import BootService
+    from .service.breaker import Breakers
     from .service.hosts import Hosts
     from .service.operations import Operations
     from .service.profiles import Profiles
@@ -60,6 +62,7 @@ class Service:
     boot: BootService
     agents: AgentSessions
     audit: Audit
+    breakers: Breakers
     transitions: Transitions
     pool: BmcPool
     on_close: Callable[[], None]
@@ -83,6 +86,21 @@ def limits_of(settings: Settings) -> Limits:
     return Limits(
         phase={phase: timedelta(seconds=value) for phase, value in seconds.items()},
         agent_silence=timedelta(seconds=chosen.agent_silence_s),
+        waiting=timedelta(seconds=chosen.waiting_s),
+    )
+
+
+def rules_of(settings: Settings) -> Rules:
+    """Return how much may happen at once, as the settings say."""
+    chosen = settings.limits
+    return Rules(
+        in_flight_max=chosen.deployments_in_flight_max,
+        starts_per_minute_max=chosen.starts_per_minute_max,
+        group_in_flight_max=chosen.group_in_flight_max,
+        group_starts_per_minute_max=chosen.group_starts_per_minute_max,
+        group_floor=chosen.group_healthy_min,
+        breaker_hosts_max=chosen.breaker_hosts_max,
+        breaker_window=timedelta(seconds=chosen.breaker_window_s),
     )
 
 
@@ -157,11 +175,14 @@ def build(settings: Settings) -> Service:
     """Return the use cases over the configured database. Close it when done."""
     from .bmc.credentials import open_, seal
     from .bmc.ipmi import IpmiPool
+    from .own_identity import own_host
     from .reporter.vendor_data import vendor_data
     from .service.agents import AgentSessions
     from .service.audit import Audit
     from .service.boot import BootService
+    from .service.breaker import Breakers
     from .service.chance import Derived, utc_now
+    from .service.facts import GuardFacts
     from .service.hosts import Hosts
     from .service.operations import Operations
     from .service.profiles import Profiles
@@ -181,7 +202,11 @@ def build(settings: Settings) -> Service:
     derived = Derived(master)
     ramdisks = Ramdisks(settings.data_dir / "ramdisks", settings.ramdisk.digest)
     transitions = Transitions(
-        utc_now, derived, limits_of(settings), timedelta(seconds=settings.limits.ticket_s)
+        utc_now,
+        derived,
+        limits_of(settings),
+        timedelta(seconds=settings.limits.ticket_s),
+        guard=GuardFacts(own_host(settings.service.own_hosts), rules_of(settings)),
     )
     pool = IpmiPool(
         settings.data_dir / "locks",
@@ -227,6 +252,7 @@ def build(settings: Settings) -> Service:
             vendor_data=lambda nonce: vendor_data(settings.agent.url, nonce, agent_ca),
         ),
         audit=Audit(store),
+        breakers=Breakers(store, utc_now),
         transitions=transitions,
         pool=pool,
         on_close=close,
@@ -270,7 +296,6 @@ def worker(settings: Settings, service: Service) -> Worker:
         performer,
         effect_worker(settings),
         utc_now,
-        in_flight_max=settings.limits.deployments_in_flight_max,
     )
 
 

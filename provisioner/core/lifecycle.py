@@ -36,6 +36,7 @@ class E(StrEnum):
     START = "start"
     CANCEL = "cancel"
     REFUSED = "refused"
+    HELD = "held"
     POWERED_OFF = "powered_off"
     NEXT_BOOT_SET = "next_boot_set"
     POWERED_ON = "powered_on"
@@ -104,6 +105,7 @@ _DISK: Final = SetNextBoot(BootDevice.DISK)
 _NETBOOT: Final[Table] = {
     (_P.QUEUED,     E.START):          (_P.NETBOOTING, (PowerOff(soft=True),),  None),
     (_P.QUEUED,     E.CANCEL):         (_P.CANCELLED,  (),                      None),
+    (_P.QUEUED,     E.HELD):           (_P.QUEUED,     (),                      None),
     # Protected or taken into maintenance since it was requested: hands off.
     (_P.QUEUED,     E.REFUSED):        (_P.FAILED,     (),                      None),
     (_P.QUEUED,     E.TIMED_OUT):      (_P.FAILED,     (),                      None),
@@ -219,12 +221,17 @@ IN_RAMDISK_FOR: Final = timedelta(minutes=1)
 _AGENT_PHASES: Final = frozenset({Phase.PREPARING, Phase.WRITING, Phase.VERIFYING})
 
 
+# An operation whose turn has not come is not ended by the limit of `queued`, but by this one.
+WAITING_LIMIT: Final = timedelta(days=1)
+
+
 @dataclass(frozen=True)
 class Limits:
     """The time limits in force: a site may change them, but not remove one."""
 
     phase: Mapping[Phase, timedelta] = field(default_factory=lambda: LIMIT)
     agent_silence: timedelta = AGENT_SILENCE_LIMIT
+    waiting: timedelta = WAITING_LIMIT
 
     @property
     def agent_phases(self) -> timedelta:
@@ -241,6 +248,10 @@ class Limits:
             return False
         silent = now - datetime.fromisoformat(heard_at)
         return silent <= min(IN_RAMDISK_FOR, self.agent_silence / 2)
+
+    def may_wait(self, operation: Operation, now: datetime) -> bool:
+        """Return whether a queued operation that others keep waiting may wait for longer."""
+        return now < operation.requested_at + self.waiting
 
     def deadline(self, phase: Phase, phase_at: datetime, now: datetime) -> datetime | None:
         """Return when `phase`, entered at `phase_at` and heard of `now`, is over."""
@@ -324,6 +335,10 @@ def advance(
     phase, effects, host_event = row
     rung = operation.rung + (event is E.RUNG_TIMED_OUT)
     moved = _enter(operation, phase, rung=rung, now=now, limits=limits)
+    if event is E.HELD:
+        # It waited for its turn, so it has the whole limit of its phase before it again.
+        end = min(now + limits.phase[phase], operation.requested_at + limits.waiting)
+        moved = replace(moved, deadline_at=end)
     heard = {AGENT_HEARD_AT: now.isoformat()} if event in _AGENT_EVENTS else {}
     moved = replace(
         moved,
@@ -351,6 +366,7 @@ def _enter(
         rung=rung,
         phase_at=now,
         deadline_at=limits.deadline(phase, now, now),
+        started_at=now if phase is Phase.NETBOOTING and rung == 0 else operation.started_at,
         ended_at=now if phase in FINAL else None,
         phase_seconds=seconds,
     )

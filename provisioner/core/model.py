@@ -216,8 +216,9 @@ class Operation:
     has lasted too long. `phase_seconds` holds the seconds that each finished phase took,
     `progress` the last report of the agent, `error` an error as JSON (see errors.py),
     `evidence` what proved the outcome, `pins` what was fixed when the operation was
-    requested: the digests of ramdisk and profile, the release's name, and the channel that
-    it was found by, if any.
+    requested: the request and the digest of what it selected, the digests of ramdisk and
+    profile, the release's name, and the channel that it was found by, if any. `started_at`
+    is when it left the queue for its host.
     """
 
     id: OperationId
@@ -238,6 +239,7 @@ class Operation:
     progress: Json = field(default_factory=dict)
     error: Json | None = None
     evidence: Json = field(default_factory=dict)
+    started_at: datetime | None = None
 
     @property
     def is_final(self) -> bool:

@@ -128,12 +128,6 @@ def session_of(
     return agent, operation, host
 
 
-def is_revoked(tx: Tx, operation: Operation) -> bool:
-    """Say whether the release of this deployment was revoked."""
-    row = tx.release(operation.release or "")
-    return row is not None and row.revoked_at is not None
-
-
 def check_not_revoked(tx: Tx, operation: Operation) -> None:
     """Raise ReleaseRevoked when the release that is being deployed was revoked.
 

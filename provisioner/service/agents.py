@@ -21,7 +21,6 @@ from .agent_access import (
     check_not_revoked,
     check_ticket,
     is_repeat,
-    is_revoked,
     known_ticket,
     note_refused_ticket,
     session_of,
@@ -147,8 +146,8 @@ class AgentSessions:
             agent, operation, host = session_of(tx, token, self._clock())
             chosen = self._chosen_disk(tx, operation, host)
             asked = WriteRequest(agent.host_id, generation, release, disk)
-            revoked = is_revoked(tx, operation)
-            authorise_write(asked, operation, host, chosen, now=now, release_is_revoked=revoked)
+            facts = self._transitions.guard.of(tx, operation, host)
+            permit = authorise_write(asked, operation, host, chosen, facts, now=now)
             first = operation.phase is Phase.PREPARING
             self._transitions.apply(
                 tx,
@@ -157,6 +156,7 @@ class AgentSessions:
                 generation=generation,
                 actor=AGENT,
                 evidence={"disk": identity(chosen), "disk_name": chosen.name} if first else None,
+                permit=permit,
             )
             if first:
                 where = f"may write {chosen.name}, serial {chosen.serial}, WWN {chosen.wwn}"

@@ -17,10 +17,13 @@ from provisioner.core.bootplan import (
     plan_boot,
 )
 from provisioner.core.contracts import Clock, Store, Tx
+from provisioner.core.fleet import Fleet, Load, Rules
+from provisioner.core.guard import HostRefused, Wait, authorise_ticket
 from provisioner.core.lifecycle import RUNG_LAST
 from provisioner.core.model import (
     Event,
     Host,
+    Json,
     Kind,
     LocalBoot,
     Operation,
@@ -30,12 +33,13 @@ from provisioner.core.model import (
 from provisioner.errors import Conflict
 
 from .chance import Derived, new_host_id, new_operation_id
+from .facts import DISCOVERY_ACTOR
 from .identity import EMPTY_UUIDS
 from .ramdisks import Ramdisks
+from .selections import select_hosts
 from .transitions import Transitions
 
 DISCOVERED_HOSTS_MAX_DEFAULT: Final = 100
-DISCOVERY_ACTOR: Final = "discovery"
 _TOO_MANY: Final = LocalDisk(LocalBoot.AUTO, "too many discovered hosts await confirmation")
 
 
@@ -68,6 +72,8 @@ class BootService:
         """Return LocalDisk or Ramdisk for the asking host. `source` is its address."""
         try:
             return self._answer(request, source)
+        except HostRefused as refusal:
+            return LocalDisk(LocalBoot.AUTO, refusal.message)
         except Conflict:
             # A firmware that asks twice at once: the other answer has made host and ticket
             # by now, and this one finds them.
@@ -162,10 +168,23 @@ class BootService:
                 host = tx.host(host.id)
                 if not self._wants_inspection(tx, host):
                     raise Conflict(f"{host.name} was taken up meanwhile", host=host.name)
-            operation = self._inspection(host, now)
-            tx.save_host(replace(host, generation=operation.generation))
+            pins = select_hosts(tx, [host], actor=DISCOVERY_ACTOR, now=now)
+            queued = self._inspection(host, pins, now)
+            host = replace(host, generation=queued.generation)
+            facts = self._transitions.guard.of(tx, queued, host)
+            # Its own limit is the number of unconfirmed hosts; no other cap delays it.
+            permit = authorise_ticket(queued, host, facts, Fleet(Load()), Rules())
+            if isinstance(permit, Wait):
+                return LocalDisk(host.local_boot, f"it is not inspected now: {permit.reason}")
+            operation = replace(
+                queued,
+                phase=Phase.NETBOOTING,
+                started_at=now,
+                deadline_at=self._transitions.limits.deadline(Phase.NETBOOTING, now, now),
+            )
+            tx.save_host(host)
             tx.add_operation(operation)
-            self._transitions.issue_ticket(tx, operation)
+            self._transitions.issue_ticket(tx, operation, permit)
             tx.audit(
                 now, DISCOVERY_ACTOR, "inspection.requested", host.name, {"operation": operation.id}
             )
@@ -177,21 +196,21 @@ class BootService:
     def _is_full(self, tx: Tx) -> bool:
         return tx.count_unconfirmed_hosts() >= self._discovered_hosts_max
 
-    def _inspection(self, host: Host, now: datetime) -> Operation:
+    def _inspection(self, host: Host, pins: Json, now: datetime) -> Operation:
         return Operation(
             id=new_operation_id(),
             host_id=host.id,
             kind=Kind.INSPECTION,
-            phase=Phase.NETBOOTING,
+            phase=Phase.QUEUED,
             generation=host.generation + 1,
             rung=RUNG_LAST,  # it is booting from the network already; there is no ladder
             release=None,
-            pins={"ramdisk": self._ramdisks.newest()},
+            pins={**pins, "ramdisk": self._ramdisks.newest()},
             options={},
             requested_by=DISCOVERY_ACTOR,
             requested_at=now,
             phase_at=now,
-            deadline_at=self._transitions.limits.deadline(Phase.NETBOOTING, now, now),
+            deadline_at=None,
             ended_at=None,
         )
 

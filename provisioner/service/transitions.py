@@ -1,15 +1,18 @@
 """One event on one operation: load, decide, save with audit row and outbox. No network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from typing import Final
 
 from provisioner.core.contracts import Clock, Outgoing, Tx
 from provisioner.core.effects import Effect
+from provisioner.core.guard import TicketPermit, WritePermit, check_permit
 from provisioner.core.lifecycle import E, Limits, Step, advance
 from provisioner.core.model import (
     Event,
     Host,
     Json,
+    Kind,
     Operation,
     OperationId,
     Phase,
@@ -17,10 +20,18 @@ from provisioner.core.model import (
 )
 
 from .chance import Derived, digest_of, new_token
+from .facts import GuardFacts
+
+# Beyond these events lies what cannot be taken back. Only the guard makes the permits.
+_NEEDS: Final[Mapping[E, type[TicketPermit] | type[WritePermit]]] = {
+    E.START: TicketPermit,
+    E.WRITE_PERMITTED: WritePermit,
+}
 
 
 class Transitions:
-    """Moves operations, each in the caller's transaction."""
+    """Moves operations, each in the caller's transaction. `guard` reads what the guard is
+    asked with, for those who need a permit."""
 
     def __init__(
         self,
@@ -29,12 +40,14 @@ class Transitions:
         limits: Limits,
         ticket_lifetime: timedelta,
         new_key: Callable[[], str] = lambda: new_token("fx").reveal(),
+        guard: GuardFacts | None = None,
     ) -> None:
         self._clock = clock
         self._derived = derived
         self._limits = limits
         self._ticket_lifetime = ticket_lifetime
         self._new_key = new_key
+        self.guard = guard or GuardFacts()
 
     @property
     def limits(self) -> Limits:
@@ -51,14 +64,18 @@ class Transitions:
         error: Json | None = None,
         evidence: Json | None = None,
         progress: Json | None = None,
+        permit: TicketPermit | WritePermit | None = None,
     ) -> Step:
         """Carry out `event` and return the step taken.
 
-        Raises NotAllowed when the generation is old or the tables have no such move; then
-        nothing was changed.
+        START and WRITE_PERMITTED need the guard's `permit` for this operation. Raises
+        NotAllowed when the generation is old or the tables have no such move; then nothing
+        was changed.
         """
         before = tx.operation(operation_id)
         host = tx.host(before.host_id)
+        if event in _NEEDS:
+            check_permit(permit, _NEEDS[event], before)
         step = advance(
             before,
             host,
@@ -74,18 +91,21 @@ class Transitions:
         if step.host != host:
             tx.save_host(step.host)
         self._record(tx, before, host, step, actor)
-        if event is E.START:
-            self.issue_ticket(tx, step.operation)
+        if isinstance(permit, TicketPermit):
+            self.issue_ticket(tx, step.operation, permit)
         for effect in step.effects:
             self._enqueue(tx, step.operation, step.host, effect)
         # An agent whose report ends its operation may have to say so twice, with its token.
         # Its ticket is consumed, and an operation that has ended permits nothing.
         if step.operation.is_final and event not in (E.AGENT_FAILED, E.COMPARED):
             tx.revoke_operation(operation_id, self._clock())
+        if step.operation.phase is Phase.FAILED and step.operation.kind is Kind.DEPLOYMENT:
+            self.guard.look_at_breaker(tx, self._clock())
         return step
 
-    def issue_ticket(self, tx: Tx, operation: Operation) -> None:
+    def issue_ticket(self, tx: Tx, operation: Operation, permit: TicketPermit) -> None:
         """Give the operation its one boot ticket; only the hash is stored."""
+        check_permit(permit, TicketPermit, operation)
         ticket = self._derived.ticket(operation.id, operation.generation)
         tx.add_ticket(
             Ticket(

@@ -16,12 +16,15 @@ from sqlalchemy import Connection, event, text
 
 from provisioner.core.bootplan import BootPlan, BootRequest, Ramdisk
 from provisioner.core.contracts import Archive, Outgoing
+from provisioner.core.fleet import Rules
 from provisioner.core.lifecycle import LIMIT, Limits
 from provisioner.core.model import BmcAddress, Event, Host, Json, Operation, Phase, Secret
 from provisioner.service.agents import AgentSessions
 from provisioner.service.audit import Audit
 from provisioner.service.boot import BootService
+from provisioner.service.breaker import Breakers
 from provisioner.service.chance import Derived
+from provisioner.service.facts import GuardFacts
 from provisioner.service.hosts import Hosts, HostSpec
 from provisioner.service.operations import Operations
 from provisioner.service.performer import Performer
@@ -100,6 +103,7 @@ class Site:
     boot: BootService
     agents: AgentSessions
     audit: Audit
+    breakers: Breakers
     tokens: Tokens
     transitions: Transitions
     performer: Performer
@@ -303,13 +307,19 @@ def limits() -> Limits:
 
 @contextmanager
 def running_site(
-    url: str, archive: Archive, ramdisks: Path, *, discovery: bool = False
+    url: str,
+    archive: Archive,
+    ramdisks: Path,
+    *,
+    discovery: bool = False,
+    rules: Rules | None = None,
 ) -> Iterator[Site]:
     """A service over the database at `url`, which has its tables already."""
     clock, outbox, pool = SetClock(NOW), Outbox(), FakeBmcPool()
     store = SqlStore(open_engine(url), outbox, sealing())
     derived = Derived(bytes(range(32)))
-    transitions = Transitions(clock, derived, limits(), TICKET_LIFETIME)
+    guard = GuardFacts(rules=rules or Rules(in_flight_max=2))
+    transitions = Transitions(clock, derived, limits(), TICKET_LIFETIME, guard=guard)
     shelf = Ramdisks(ramdisks)
     performer = Performer(
         store, transitions, pool, clock, soft_shutdown_limit=SOFT_SHUTDOWN, pause=clock.pass_
@@ -345,10 +355,11 @@ def running_site(
         ),
         agents=agents,
         audit=Audit(store),
+        breakers=Breakers(store, clock),
         tokens=Tokens(store, clock),
         transitions=transitions,
         performer=performer,
-        worker=Worker(store, transitions, performer, outbox, clock, in_flight_max=2),
+        worker=Worker(store, transitions, performer, outbox, clock),
         derived=derived,
     )
     try:

@@ -3,18 +3,20 @@
 import os
 import stat
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from provisioner import keys, setup
+from provisioner.core.fleet import Floor, Rules
 from provisioner.core.model import Secret
 from provisioner.errors import ConfigError, Conflict, RequestError
 from provisioner.release_keys import new_pair, trust_key
 from provisioner.setting_types import Address, ChannelRule
 from provisioner.settings import CONFIG_FILE, documented, load
 from provisioner.setup import Plan, initialise
-from provisioner.wiring import archive_of, trust_policy
+from provisioner.wiring import archive_of, limits_of, rules_of, trust_policy
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 
@@ -276,6 +278,39 @@ def test_without_a_bucket_releases_lie_in_the_data_directory(installation: Path)
     settings = load(installation / CONFIG_FILE)
     assert settings.keys.s3 is None
     assert archive_of(settings).blobs.place == str(installation)
+
+
+def test_what_may_happen_at_once_comes_from_the_limits(installation: Path) -> None:
+    file = installation / CONFIG_FILE
+    text = file.read_text().replace("[service]", '[service]\nown_hosts = ["r1n1", "host_1"]')
+    file.write_text(
+        text + "\n[limits]\ndeployments_in_flight_max = 7\nstarts_per_minute_max = 0\n"
+        'group_in_flight_max = 3\ngroup_starts_per_minute_max = 2\ngroup_healthy_min = "60%"\n'
+        "breaker_hosts_max = 4\nbreaker_window_s = 60\nwaiting_s = 120\n"
+    )
+    settings = load(file)
+    assert rules_of(settings) == Rules(
+        in_flight_max=7,
+        starts_per_minute_max=0,
+        group_in_flight_max=3,
+        group_starts_per_minute_max=2,
+        group_floor=Floor(percent=60),
+        breaker_hosts_max=4,
+        breaker_window=timedelta(seconds=60),
+    )
+    assert limits_of(settings).waiting == timedelta(seconds=120)
+    assert settings.service.own_hosts == ("r1n1", "host_1")
+
+
+@pytest.mark.parametrize("wrong", ['"60"', '"101%"', '"-5%"', "-1", "true", "1.5", '"half"'])
+def test_a_floor_that_is_none_is_refused(installation: Path, wrong: str) -> None:
+    file = installation / CONFIG_FILE
+    file.write_text(file.read_text() + f"\n[limits]\ngroup_healthy_min = {wrong}\n")
+    assert "limits.group_healthy_min: expected a number of hosts" in refusal(installation)
+
+
+def test_the_defaults_of_the_limits_are_those_of_the_rules(installation: Path) -> None:
+    assert rules_of(load(installation / CONFIG_FILE)) == Rules()
 
 
 def test_every_setting_is_documented() -> None:

@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from .core.contracts import BmcPool, Store
-from .core.fleet import Rules
-from .core.lifecycle import Limits
 from .core.manifest import Manifest
-from .core.model import Phase
 from .core.trust import TrustPolicy
+from .in_force import addresses_of, limits_of, rules_of
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -69,39 +67,6 @@ class Service:
 
     def close(self) -> None:
         self.on_close()
-
-
-def limits_of(settings: Settings) -> Limits:
-    """Return the time limits that the settings put in force."""
-    chosen = settings.limits
-    seconds = {
-        Phase.QUEUED: chosen.queued_s,
-        Phase.NETBOOTING: chosen.netbooting_s,
-        Phase.PREPARING: chosen.preparing_s,
-        Phase.WRITING: chosen.writing_s,
-        Phase.VERIFYING: chosen.verifying_s,
-        Phase.BOOTING: chosen.booting_s,
-        Phase.PROVING: chosen.proving_s,
-    }
-    return Limits(
-        phase={phase: timedelta(seconds=value) for phase, value in seconds.items()},
-        agent_silence=timedelta(seconds=chosen.agent_silence_s),
-        waiting=timedelta(seconds=chosen.waiting_s),
-    )
-
-
-def rules_of(settings: Settings) -> Rules:
-    """Return how much may happen at once, as the settings say."""
-    chosen = settings.limits
-    return Rules(
-        in_flight_max=chosen.deployments_in_flight_max,
-        starts_per_minute_max=chosen.starts_per_minute_max,
-        group_in_flight_max=chosen.group_in_flight_max,
-        group_starts_per_minute_max=chosen.group_starts_per_minute_max,
-        group_floor=chosen.group_healthy_min,
-        breaker_hosts_max=chosen.breaker_hosts_max,
-        breaker_window=timedelta(seconds=chosen.breaker_window_s),
-    )
 
 
 def engine_of(settings: Settings) -> Engine:
@@ -214,6 +179,7 @@ def build(settings: Settings) -> Service:
     )
     agent_ca = settings.keys.agent_tls_pem.read_text()
     archive = archive_of(settings)
+    addresses = addresses_of(settings)
     timeline = Timeline(store)
 
     def close() -> None:
@@ -241,6 +207,7 @@ def build(settings: Settings) -> Service:
             record=timeline.add,
             discovery=settings.discovery.enabled,
             discovered_hosts_max=settings.discovery.hosts_max,
+            addresses=addresses,
         ),
         agents=AgentSessions(
             store,
@@ -250,6 +217,7 @@ def build(settings: Settings) -> Service:
             boot_url=settings.boot.url,
             mirrors=settings.releases.mirrors,
             vendor_data=lambda nonce: vendor_data(settings.agent.url, nonce, agent_ca),
+            addresses=addresses,
         ),
         audit=Audit(store),
         breakers=Breakers(store, utc_now),

@@ -54,6 +54,7 @@ class E(StrEnum):
     CHECKED = "checked"
     SOAKED = "soaked"
     REVOKED = "revoked"
+    CONTESTED = "contested"
     RUNG_TIMED_OUT = "rung_timed_out"
     TIMED_OUT = "timed_out"
 
@@ -119,6 +120,8 @@ _NETBOOT: Final[Table] = {
     (_P.NETBOOTING, E.BMC_LOGIN_REFUSED): (_P.FAILED,  (),                      None),
     (_P.NETBOOTING, E.TIMED_OUT):      (_P.FAILED,     (ReturnToDisk(),),       None),
     (_P.NETBOOTING, E.CANCEL):         (_P.CANCELLED,  (ReturnToDisk(),),       None),
+    # Two came with its ticket, or whoever came may be another host: neither goes on.
+    (_P.NETBOOTING, E.CONTESTED):      (_P.FAILED,     (ReturnToDisk(),),       None),
 }  # fmt: skip
 
 # After WRITE_PERMITTED nothing can be cancelled: the old system is gone, and the way out
@@ -138,12 +141,14 @@ DEPLOYMENT: Final[Table] = {
     (_P.PREPARING,  E.TIMED_OUT):        (_P.FAILED,    (ReturnToDisk(),), None),
     (_P.PREPARING,  E.CANCEL):           (_P.CANCELLED, (ReturnToDisk(),), None),
     (_P.PREPARING,  E.REVOKED):          (_P.FAILED,    (ReturnToDisk(),), None),
+    (_P.PREPARING,  E.CONTESTED):        (_P.FAILED,    (ReturnToDisk(),), None),
     (_P.WRITING,    E.REPORTED):         (_P.WRITING,   (),                None),
     (_P.WRITING,    E.WRITTEN):          (_P.VERIFYING, (),                None),
     (_P.WRITING,    E.VERIFIED):         (_P.BOOTING,   (_DISK,),          None),
     (_P.WRITING,    E.AGENT_FAILED):     (_P.FAILED,    (_DISK,),          None),
     (_P.WRITING,    E.TIMED_OUT):        (_P.FAILED,    (_DISK,),          None),
     (_P.WRITING,    E.REVOKED):          (_P.FAILED,    (_DISK,),          None),
+    (_P.WRITING,    E.CONTESTED):        (_P.FAILED,    (_DISK,),          None),
     (_P.VERIFYING,  E.REPORTED):         (_P.VERIFYING, (),                None),
     (_P.VERIFYING,  E.VERIFIED):         (_P.BOOTING,   (_DISK,),          None),
     # The agent's last word was lost, and the host restarted all the same. The nonce goes
@@ -152,6 +157,7 @@ DEPLOYMENT: Final[Table] = {
     (_P.VERIFYING,  E.AGENT_FAILED):     (_P.FAILED,    (_DISK,),          None),
     (_P.VERIFYING,  E.TIMED_OUT):        (_P.FAILED,    (_DISK,),          None),
     (_P.VERIFYING,  E.REVOKED):          (_P.FAILED,    (_DISK,),          None),
+    (_P.VERIFYING,  E.CONTESTED):        (_P.FAILED,    (_DISK,),          None),
     (_P.BOOTING,    E.VERIFIED):         (_P.BOOTING,   (),                None),
     (_P.BOOTING,    E.NEXT_BOOT_SET):    (_P.BOOTING,   (),                None),
     # The boot rule sends the host to its disk whatever the BMC remembers, so a BMC that
@@ -162,6 +168,7 @@ DEPLOYMENT: Final[Table] = {
     (_P.BOOTING,    E.EVIDENCE_REFUSED): (_P.FAILED,    (),                None),
     (_P.BOOTING,    E.TIMED_OUT):        (_P.FAILED,    (),                None),
     (_P.BOOTING,    E.REVOKED):          (_P.FAILED,    (),                None),
+    (_P.BOOTING,    E.CONTESTED):        (_P.FAILED,    (),                None),
     (_P.PROVING,    E.PHONED_HOME):      (_P.PROVING,   (),                None),
     (_P.PROVING,    E.VERIFIED):         (_P.PROVING,   (),                None),
     (_P.PROVING,    E.NEXT_BOOT_SET):    (_P.PROVING,   (),                None),
@@ -172,6 +179,7 @@ DEPLOYMENT: Final[Table] = {
     (_P.PROVING,    E.EVIDENCE_REFUSED): (_P.FAILED,    (),                None),
     (_P.PROVING,    E.TIMED_OUT):        (_P.FAILED,    (),                None),
     (_P.PROVING,    E.REVOKED):          (_P.FAILED,    (),                None),
+    (_P.PROVING,    E.CONTESTED):        (_P.FAILED,    (),                None),
 }  # fmt: skip
 
 INSPECTION: Final[Table] = {
@@ -188,6 +196,7 @@ VERIFICATION: Final[Table] = {
     (_P.VERIFYING,  E.AGENT_FAILED): (_P.FAILED,    (ReturnToDisk(),), None),
     (_P.VERIFYING,  E.TIMED_OUT):    (_P.FAILED,    (_DISK,),          None),
     (_P.VERIFYING,  E.CANCEL):       (_P.CANCELLED, (ReturnToDisk(),), None),
+    (_P.VERIFYING,  E.CONTESTED):    (_P.FAILED,    (ReturnToDisk(),), None),
 }  # fmt: skip
 
 TABLES: Final[Mapping[Kind, Table]] = {

@@ -248,7 +248,11 @@ class Operation:
 
 @dataclass(frozen=True)
 class Ticket:
-    """The one-time permission to netboot for one operation. Kept only as a hash."""
+    """The one-time permission to netboot for one operation. Kept only as a hash.
+
+    It is for the host with these MACs, this UUID and this serial, as they were enrolled when
+    it was issued; None is one that was not known then.
+    """
 
     digest: str
     operation_id: OperationId
@@ -256,6 +260,9 @@ class Ticket:
     generation: int
     expires_at: datetime
     consumed_at: datetime | None = None
+    macs: tuple[str, ...] = ()
+    uuid: str | None = None
+    serial: str | None = None
 
     def is_live(self, now: datetime) -> bool:
         return self.consumed_at is None and now < self.expires_at

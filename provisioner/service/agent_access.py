@@ -9,7 +9,7 @@ from provisioner.core.releases import check_standing
 
 from .agent_bodies import Hello
 from .chance import digest_of
-from .identity import TicketRefused, TokenRefused
+from .identity import IdentityDoubtful, TicketContested, TicketRefused, TokenRefused
 
 AGENT: Final = "agent"
 # Where an operation's evidence keeps the session that used its ticket.
@@ -20,14 +20,18 @@ _AFTER_HELLO: Final = {Kind.DEPLOYMENT: Phase.PREPARING, Kind.VERIFICATION: Phas
 
 def known_ticket(tx: Tx, text: str) -> tuple[Ticket, Operation]:
     """Return a ticket of ours with its operation. Raises TicketRefused for another text."""
-    ticket = tx.ticket(digest_of(text))
-    if ticket is None:
+    digest = digest_of(text)
+    found = tx.ticket(digest)
+    # The operation is locked now; whoever came a moment earlier has left its mark.
+    operation = tx.operation(found.operation_id) if found is not None else None
+    ticket = tx.ticket(digest)
+    if ticket is None or operation is None:
         raise TicketRefused(
             "this boot ticket is not known",
             expected="the ticket of an open operation",
             found="an unknown one",
         )
-    return ticket, tx.operation(ticket.operation_id)
+    return ticket, operation
 
 
 def check_ticket(ticket: Ticket, host: Host, now: datetime) -> None:
@@ -55,27 +59,60 @@ def used_ticket(host: str) -> TicketRefused:
     )
 
 
+def check_claim(
+    ticket: Ticket, operation: Operation, host: Host, said: Hello, now: datetime
+) -> None:
+    """Raise TicketRefused for a ticket that was used or has expired, and TicketContested when
+    somebody else has used it for an operation that is still open.
+
+    The session that used it may come late and again; it is nobody else.
+    """
+    known = operation.evidence.get(SESSION) or {}
+    is_same = said.session is not None and known.get("digest") == digest_of(said.session)
+    is_current = ticket.generation == operation.generation and not operation.is_final
+    if ticket.consumed_at is not None and is_current and not is_same:
+        raise contested(operation, host.name, "another session")
+    check_ticket(ticket, host, now)
+
+
+def contested(operation: Operation, host: str, found: str) -> TicketContested:
+    """Return the error for the second who comes with a ticket."""
+    first = operation.evidence.get("agent_address", "unknown")
+    return TicketContested(
+        f"the boot ticket of host {host} was used by two",
+        host=host,
+        expected=f"only the session that used it first, from {first}",
+        found=found,
+        hint="somebody on the provisioning network saw the ticket: find out who, before the "
+        "host is reimaged again",
+    )
+
+
 def note_refused_ticket(
     tx: Tx, ticket_text: str, error: TicketRefused, source: str, now: datetime
 ) -> None:
     """Record that somebody at `source` came with a ticket that was refused."""
     ticket = tx.ticket(digest_of(ticket_text))
+    is_alarm = isinstance(error, TicketContested | IdentityDoubtful)
+    what = f"{error.code}: " if is_alarm else "boot ticket refused: "
     tx.add_event(
         Event(
             at=now,
             source="agent",
-            text=f"boot ticket refused: {error.message}",
+            text=f"{what}{error.message}",
             host_id=ticket.host_id if ticket else None,
             operation_id=ticket.operation_id if ticket else None,
-            detail={"address": source},
+            detail={"address": source, "found": error.found} if is_alarm else {"address": source},
         )
     )
     # Anybody on the network can invent tickets. The timeline has a limit, the audit
     # log has none, so only a ticket that was ours once is worth a row in it.
     if ticket is not None:
         why: Json = {"why": error.message, "address": source}
+        if is_alarm:
+            why |= {"expected": error.expected, "found": error.found}
         subject = error.host or tx.host(ticket.host_id).name
-        tx.audit(now, AGENT, "ticket.refused", subject, why)
+        tx.audit(now, AGENT, error.code if is_alarm else "ticket.refused", subject, why)
 
 
 def is_repeat(ticket: Ticket, operation: Operation, said: Hello) -> bool:

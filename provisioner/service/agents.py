@@ -11,15 +11,17 @@ from typing import Final
 from provisioner.core.contracts import AgentToken, Clock, Store, Tx
 from provisioner.core.disks import Disk, DiskRule, choose_disk
 from provisioner.core.guard import WriteRefused, WriteRequest, authorise_write, identity
-from provisioner.core.lifecycle import E, NotAllowed
-from provisioner.core.model import Host, Json, Kind, Operation, Phase
+from provisioner.core.lifecycle import E, NotAllowed, is_allowed
+from provisioner.core.model import Host, Json, Kind, Operation, Phase, Ticket
 from provisioner.errors import Gone, TrustError
 
+from .addresses import Addresses
 from .agent_access import (
     AGENT,
     SESSION,
+    check_claim,
     check_not_revoked,
-    check_ticket,
+    contested,
     is_repeat,
     known_ticket,
     note_refused_ticket,
@@ -40,9 +42,15 @@ from .agent_bodies import (
 from .agent_orders import Places, orders_for, pinned_profile
 from .chance import Derived, digest_of, new_token
 from .homecoming import Homecoming
+from .identity import (
+    IdentityDoubtful,
+    TicketContested,
+    check_identity,
+    check_unique,
+    with_inventory,
+)
 from .identity import TicketRefused as TicketRefused
 from .identity import TokenRefused as TokenRefused
-from .identity import check_identity, with_inventory
 from .seeds import render_seed
 from .transitions import Transitions
 
@@ -55,7 +63,8 @@ class AgentSessions:
     """What ramdisks and freshly deployed systems say to the service.
 
     `vendor_data` renders the reporter's vendor data from a nonce; `boot_url` is where
-    chunks are fetched, `mirrors` are other origins that have them.
+    chunks are fetched, `mirrors` are other origins that have them; `addresses` says what our
+    own DHCP gave to whom, where it does.
     """
 
     def __init__(
@@ -68,7 +77,9 @@ class AgentSessions:
         boot_url: str,
         mirrors: tuple[str, ...] = (),
         vendor_data: Callable[[str], str],
+        addresses: Addresses | None = None,
     ) -> None:
+        self._addresses = addresses or Addresses()
         self._store = store
         self._transitions = transitions
         self._clock = clock
@@ -82,16 +93,38 @@ class AgentSessions:
 
         The answer may be lost: until something was permitted, the session that used the
         ticket is answered anew. Raises TicketRefused for a ticket that is unknown, expired,
-        another host's, or used by another session.
+        another host's, or used by another session; the latter also ends the operation for
+        the first, as does whoever may be two hosts at once.
         """
         said = hello_in(body)
+        with self._store.begin() as tx:
+            answer = self._answer_hello(tx, said, source)
+        if isinstance(answer, TicketRefused):
+            raise answer
+        return answer
+
+    def _answer_hello(self, tx: Tx, said: Hello, source: str) -> Json | TicketRefused:
+        """Return the answer, or the refusal: what it leads to is saved with its record."""
         try:
-            with self._store.begin() as tx:
-                return self._hello(tx, said, source)
+            return self._hello(tx, said, source)
         except TicketRefused as error:
-            with self._store.begin() as tx:
-                note_refused_ticket(tx, said.ticket, error, source, self._clock())
-            raise
+            note_refused_ticket(tx, said.ticket, error, source, self._clock())
+            if isinstance(error, TicketContested | IdentityDoubtful):
+                self._stop_contested(tx, said, error)
+            return error
+
+    def _stop_contested(self, tx: Tx, said: Hello, error: TicketRefused) -> None:
+        """End the operation for all who claim it; nothing starts it again by itself."""
+        _, operation = known_ticket(tx, said.ticket)
+        if is_allowed(operation, E.CONTESTED):
+            self._transitions.apply(
+                tx,
+                operation.id,
+                E.CONTESTED,
+                generation=operation.generation,
+                actor=AGENT,
+                error=error.as_dict(),
+            )
 
     def _hello(self, tx: Tx, said: Hello, source: str) -> Json:
         now = self._clock()
@@ -99,8 +132,13 @@ class AgentSessions:
         host = tx.host(operation.host_id)
         again = is_repeat(ticket, operation, said)
         if not again:
-            check_ticket(ticket, host, now)
-        check_identity(host, said.inventory)
+            check_claim(ticket, operation, host, said, now)
+        try:
+            self._check_who(tx, ticket, host, said, source)
+        except TicketRefused as error:
+            if again:
+                raise contested(operation, host.name, error.message) from error
+            raise
         if again:
             # What the lost answer held is of no use to anybody any more.
             tx.revoke_operation(operation.id, now)
@@ -128,6 +166,20 @@ class AgentSessions:
         text = "agent says hello again, without an answer yet" if again else "agent says hello"
         tx.add_event(event_of(now, "agent", text, host, operation))
         return orders_for(tx, step.operation, host, token, self._places, now)
+
+    def _check_who(self, tx: Tx, ticket: Ticket, host: Host, said: Hello, source: str) -> None:
+        """Raise TicketRefused unless what came is the ticket's host and can be no other."""
+        check_identity(ticket, host, said.inventory)
+        check_unique(tx, host, said.inventory)
+        doubt = self._addresses.doubt(host.macs, source)
+        if doubt is not None:
+            raise TicketRefused(
+                f"this boot ticket came from an address that is not its host's: {doubt}",
+                host=host.name,
+                expected="the address that our DHCP gave it",
+                found=source,
+                hint="is another DHCP server on the provisioning network?",
+            )
 
     def authorise(self, token: str, body: Json) -> Json:
         """Return a permission to write, or raise WriteRefused. The host is saved as dirty,

@@ -30,11 +30,12 @@ from provisioner.core.model import (
     Phase,
     new_host,
 )
+from provisioner.core.own_host import known_serial, known_uuid
 from provisioner.errors import Conflict
 
+from .addresses import Addresses
 from .chance import Derived, new_host_id, new_operation_id
 from .facts import DISCOVERY_ACTOR
-from .identity import EMPTY_UUIDS
 from .ramdisks import Ramdisks
 from .selections import select_hosts
 from .transitions import Transitions
@@ -57,8 +58,11 @@ class BootService:
         record: Callable[[Event], None],
         discovery: bool,
         discovered_hosts_max: int = DISCOVERED_HOSTS_MAX_DEFAULT,
+        addresses: Addresses | None = None,
     ) -> None:
-        """`record` keeps an event for the timeline, and may not wait for the database."""
+        """`record` keeps an event for the timeline, and may not wait for the database.
+        `addresses` says what our own DHCP gave to whom, where it does."""
+        self._addresses = addresses or Addresses()
         self._store = store
         self._transitions = transitions
         self._clock = clock
@@ -67,6 +71,10 @@ class BootService:
         self._keep = record
         self._discovery = discovery
         self._discovered_hosts_max = discovered_hosts_max
+
+    def may_speak_for_others(self, source: str) -> bool:
+        """Say whether what asks from `source` is our own relay, which names who asked it."""
+        return self._addresses.is_own(source)
 
     def answer(self, request: BootRequest, source: str) -> BootPlan:
         """Return LocalDisk or Ramdisk for the asking host. `source` is its address."""
@@ -82,22 +90,27 @@ class BootService:
     def _answer(self, request: BootRequest, source: str) -> BootPlan:
         now = self._clock()
         with self._store.read() as tx:
-            plan, host = self._plan(tx, request, now)
-            known = host is not None
+            plan, host = self._plan(tx, request, now, source)
+            # Where nothing is discovered, machines that nobody knows leave no trace.
+            is_noted = host is not None or self._discovery
         if isinstance(plan, Inspect):
             return self._begin_inspection(request, host, source)
-        if known:
+        if is_noted:
             self._record(request, host, plan, source)
         return plan
 
-    def _plan(self, tx: Tx, request: BootRequest, now: datetime) -> tuple[BootPlan, Host | None]:
+    def _plan(
+        self, tx: Tx, request: BootRequest, now: datetime, source: str
+    ) -> tuple[BootPlan, Host | None]:
         hosts = tx.hosts_with_mac(request.mac)
         if len(hosts) > 1:
             names = ", ".join(host.name for host in hosts)
             return LocalDisk(LocalBoot.AUTO, f"this MAC is known for {names}"), hosts[0]
         host = hosts[0] if hosts else None
-        if host is not None and (doubt := self._identity_doubt(tx, request, host)):
+        if host is not None and (doubt := self._identity_doubt(tx, request, host, source)):
             return LocalDisk(host.local_boot, doubt), host
+        if host is None and _is_nobody(request) and self._discovery:
+            return LocalDisk(LocalBoot.AUTO, f"its UUID {request.uuid} identifies nobody"), None
         if host is None and (twin := self._twin(tx, request)) is not None:
             reason = f"{request.mac} is no MAC of {twin.name}, whose UUID it has"
             return LocalDisk(twin.local_boot, reason), twin
@@ -107,16 +120,21 @@ class BootService:
             return Inspect(request.mac), host
         return plan_boot(request, known, offer, now=now, discovery=self._discovery), host
 
-    def _identity_doubt(self, tx: Tx, request: BootRequest, host: Host) -> str | None:
-        uuid = (request.uuid or "").lower()
-        if not uuid or uuid in EMPTY_UUIDS or not host.uuid:
-            return None
-        if uuid != host.uuid:
-            return f"its UUID is {uuid}, and {host.name} was enrolled with {host.uuid}"
-        twins = [other.name for other in tx.hosts_with_uuid(uuid)]
-        if len(twins) > 1:
-            return f"its UUID is known for {', '.join(twins)}"
-        return None
+    def _identity_doubt(self, tx: Tx, request: BootRequest, host: Host, source: str) -> str | None:
+        """Return why the asking host may not be the enrolled one, or not that one alone."""
+        uuid, serial = known_uuid(request.uuid), known_serial(request.serial)
+        if _is_nobody(request):
+            return f"its UUID {request.uuid} identifies nobody"
+        enrolled = known_uuid(host.uuid)
+        if uuid and enrolled and uuid != enrolled:
+            return f"its UUID is {uuid}, and {host.name} was enrolled with {enrolled}"
+        marked = known_serial(host.serial)
+        if serial and marked and serial != marked:
+            return f"its serial is {serial}, and {host.name} was enrolled with {marked}"
+        names = {other.name for one in {uuid, enrolled} if one for other in tx.hosts_with_uuid(one)}
+        if len(names | {host.name}) > 1:
+            return f"its UUID is known for {', '.join(sorted(names | {host.name}))}"
+        return self._addresses.doubt(host.macs, source)
 
     def _twin(self, tx: Tx, request: BootRequest) -> Host | None:
         """Return the host that already has the UUID of a machine about to be discovered.
@@ -124,8 +142,8 @@ class BootService:
         It is most likely another NIC of that host. Discovered as a second host with the same
         UUID it would keep both of them from ever being netbooted again.
         """
-        uuid = (request.uuid or "").lower()
-        if not self._discovery or not uuid or uuid in EMPTY_UUIDS:
+        uuid = known_uuid(request.uuid)
+        if not self._discovery or uuid is None:
             return None
         return next(iter(tx.hosts_with_uuid(uuid)), None)
 
@@ -184,7 +202,7 @@ class BootService:
             )
             tx.save_host(host)
             tx.add_operation(operation)
-            self._transitions.issue_ticket(tx, operation, permit)
+            self._transitions.issue_ticket(tx, operation, host, permit)
             tx.audit(
                 now, DISCOVERY_ACTOR, "inspection.requested", host.name, {"operation": operation.id}
             )
@@ -231,8 +249,12 @@ class BootService:
         )
 
 
+def _is_nobody(request: BootRequest) -> bool:
+    """Say whether the firmware tells a UUID, and one that identifies nobody."""
+    return bool((request.uuid or "").strip()) and known_uuid(request.uuid) is None
+
+
 def _discovered(request: BootRequest, now: datetime) -> Host:
-    uuid = (request.uuid or "").lower()
     return new_host(
         new_host_id(),
         f"new-{request.mac.replace(':', '')}",
@@ -240,6 +262,6 @@ def _discovered(request: BootRequest, now: datetime) -> Host:
         now,
         is_confirmed=False,
         firmware=request.firmware,
-        uuid=uuid if uuid and uuid not in EMPTY_UUIDS else None,
+        uuid=known_uuid(request.uuid),
         serial=request.serial,
     )

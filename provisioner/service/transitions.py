@@ -18,6 +18,7 @@ from provisioner.core.model import (
     Phase,
     Ticket,
 )
+from provisioner.core.own_host import known_serial, known_uuid
 
 from .chance import Derived, digest_of, new_token
 from .facts import GuardFacts
@@ -92,7 +93,7 @@ class Transitions:
             tx.save_host(step.host)
         self._record(tx, before, host, step, actor)
         if isinstance(permit, TicketPermit):
-            self.issue_ticket(tx, step.operation, permit)
+            self.issue_ticket(tx, step.operation, host, permit)
         for effect in step.effects:
             self._enqueue(tx, step.operation, step.host, effect)
         # An agent whose report ends its operation may have to say so twice, with its token.
@@ -103,8 +104,9 @@ class Transitions:
             self.guard.look_at_breaker(tx, self._clock())
         return step
 
-    def issue_ticket(self, tx: Tx, operation: Operation, permit: TicketPermit) -> None:
-        """Give the operation its one boot ticket; only the hash is stored."""
+    def issue_ticket(self, tx: Tx, operation: Operation, host: Host, permit: TicketPermit) -> None:
+        """Give the operation its one boot ticket, for this host as it is enrolled now; of the
+        ticket only the hash is stored."""
         check_permit(permit, TicketPermit, operation)
         ticket = self._derived.ticket(operation.id, operation.generation)
         tx.add_ticket(
@@ -114,6 +116,9 @@ class Transitions:
                 host_id=operation.host_id,
                 generation=operation.generation,
                 expires_at=self._clock() + self._ticket_lifetime,
+                macs=host.macs,
+                uuid=known_uuid(host.uuid),
+                serial=known_serial(host.serial),
             )
         )
 

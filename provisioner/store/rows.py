@@ -135,8 +135,12 @@ def breaker_of(row: Row) -> Breaker:
     return Breaker(**{name: row[name] for name in Breaker.__dataclass_fields__})
 
 
+def ticket_row(ticket: Ticket) -> dict[str, Any]:
+    return {**asdict(ticket), "macs": list(ticket.macs)}
+
+
 def ticket_of(row: Row) -> Ticket:
-    return Ticket(**row)
+    return Ticket(**{**row, "macs": tuple(row["macs"])})
 
 
 def agent_token_of(row: Row) -> AgentToken:

@@ -232,6 +232,9 @@ tickets: Final = Table(
     Column("generation", Integer, nullable=False),
     Column("expires_at", Moment, nullable=False),
     Column("consumed_at", Moment),
+    Column("macs", JsonText, nullable=False, server_default="[]"),
+    Column("uuid", String),
+    Column("serial", String),
     Index("ix_tickets_of_host", "host_id", "generation", "expires_at"),
 )
 

@@ -19,6 +19,7 @@ from provisioner.core.contracts import Archive, Outgoing
 from provisioner.core.fleet import Rules
 from provisioner.core.lifecycle import LIMIT, Limits
 from provisioner.core.model import BmcAddress, Event, Host, Json, Operation, Phase, Secret
+from provisioner.service.addresses import Addresses
 from provisioner.service.agents import AgentSessions
 from provisioner.service.audit import Audit
 from provisioner.service.boot import BootService
@@ -109,6 +110,7 @@ class Site:
     performer: Performer
     worker: Worker
     derived: Derived
+    leases: dict[str, frozenset[str]]  # what our own DHCP gave, by MAC; it gives none at first
 
     def perform(self, *, at_most: int = 100) -> int:
         """Perform the waiting effects and those that follow from them; return how many."""
@@ -146,9 +148,9 @@ class Site:
     def phase(self, operation: Operation) -> Phase:
         return self.at(operation).phase
 
-    def ask(self, number: int = 1, **more: Any) -> BootPlan:
+    def ask(self, number: int = 1, source: str = GATEWAY, **more: Any) -> BootPlan:
         """Return what a host is told that asks the network how to boot."""
-        return self.boot.answer(BootRequest(**{"mac": mac(number), **more}), GATEWAY)
+        return self.boot.answer(BootRequest(**{"mac": mac(number), **more}), source)
 
     def texts(self) -> str:
         """Return everything that people can read: audit log, timeline and operations."""
@@ -324,14 +326,21 @@ def running_site(
     performer = Performer(
         store, transitions, pool, clock, soft_shutdown_limit=SOFT_SHUTDOWN, pause=clock.pass_
     )
+    leases: dict[str, frozenset[str]] = {}
+    addresses = Addresses(lambda: leases, own=("127.0.0.1",))
     agents = AgentSessions(
-        store,
-        transitions,
-        clock,
-        derived,
+        *(store, transitions, clock, derived),
         boot_url=BOOT_URL,
         mirrors=(MIRROR,),
         vendor_data=lambda nonce: f"#cloud-config\n# {nonce}\n",
+        addresses=addresses,
+    )
+    boot = BootService(
+        *(store, transitions, clock, derived, shelf),
+        record=lambda event: keep(store, event),
+        discovery=discovery,
+        discovered_hosts_max=3,
+        addresses=addresses,
     )
     site = Site(
         clock=clock,
@@ -343,16 +352,7 @@ def running_site(
         operations=Operations(store, transitions, clock, shelf.newest, archive),
         profiles=Profiles(store, clock),
         releases=Releases(store, archive, clock, transitions, tested_channels=[TESTED_CHANNEL]),
-        boot=BootService(
-            store,
-            transitions,
-            clock,
-            derived,
-            shelf,
-            record=lambda event: keep(store, event),
-            discovery=discovery,
-            discovered_hosts_max=3,
-        ),
+        boot=boot,
         agents=agents,
         audit=Audit(store),
         breakers=Breakers(store, clock),
@@ -361,6 +361,7 @@ def running_site(
         performer=performer,
         worker=Worker(store, transitions, performer, outbox, clock),
         derived=derived,
+        leases=leases,
     )
     try:
         yield site

@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,11 +13,12 @@ from provisioner import keys, setup
 from provisioner.core.fleet import Floor, Rules
 from provisioner.core.model import Secret
 from provisioner.errors import ConfigError, Conflict, RequestError
+from provisioner.in_force import addresses_of, limits_of, rules_of
 from provisioner.release_keys import new_pair, trust_key
 from provisioner.setting_types import Address, ChannelRule
 from provisioner.settings import CONFIG_FILE, documented, load
 from provisioner.setup import Plan, initialise
-from provisioner.wiring import archive_of, limits_of, rules_of, trust_policy
+from provisioner.wiring import archive_of, trust_policy
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 
@@ -311,6 +313,23 @@ def test_a_floor_that_is_none_is_refused(installation: Path, wrong: str) -> None
 
 def test_the_defaults_of_the_limits_are_those_of_the_rules(installation: Path) -> None:
     assert rules_of(load(installation / CONFIG_FILE)) == Rules()
+
+
+def test_only_our_own_dhcp_fixes_addresses(installation: Path) -> None:
+    settings = load(installation / CONFIG_FILE)
+    mac, lease = "52:54:00:77:00:01", "10.77.0.101"
+    (installation / "dhcp").mkdir()
+    (installation / "dhcp" / "dnsmasq.leases").write_text(f"1764075600 {mac} {lease} * *\n")
+    addresses = addresses_of(settings)
+    assert addresses.doubt([mac], lease) is None
+    assert addresses.doubt([mac], "10.77.0.66") is not None
+    # This machine asks for others: by its TFTP relay, or a proxy in front of it.
+    for own in ("10.77.0.1", "127.0.0.1"):
+        assert addresses.doubt([mac], own) is None
+        assert addresses.is_own(own)
+    for mode in ("proxy", "off"):
+        other = replace(settings, dhcp=replace(settings.dhcp, mode=mode))
+        assert addresses_of(other).doubt([mac], "10.77.0.66") is None
 
 
 def test_every_setting_is_documented() -> None:

@@ -49,6 +49,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_breaker")),
     )
     op.execute("INSERT INTO breaker (id) VALUES ('fleet')")
+    op.add_column("tickets", sa.Column("macs", JsonText(), nullable=False, server_default="[]"))
+    op.add_column("tickets", sa.Column("uuid", sa.String(), nullable=True))
+    op.add_column("tickets", sa.Column("serial", sa.String(), nullable=True))
     _name_groups()
     _select_hosts_of_open_operations()
 

@@ -242,11 +242,6 @@ class Limits:
     agent_silence: timedelta = AGENT_SILENCE_LIMIT
     waiting: timedelta = WAITING_LIMIT
 
-    @property
-    def agent_phases(self) -> timedelta:
-        """How long an agent may be at work, in all its phases together."""
-        return sum((self.phase[phase] for phase in _AGENT_PHASES), timedelta())
-
     def is_in_ramdisk(self, operation: Operation, now: datetime) -> bool:
         """Return whether the agent was heard so lately that its host cannot have restarted.
 

@@ -1,6 +1,6 @@
 """Who may speak for an operation: boot tickets, agent tokens, and the sessions behind them."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from provisioner.core.contracts import AgentToken, Tx
@@ -14,6 +14,9 @@ from .identity import IdentityDoubtful, TicketContested, TicketRefused, TokenRef
 AGENT: Final = "agent"
 # Where an operation's evidence keeps the session that used its ticket.
 SESSION: Final = "agent_session"
+# The agent gives up when nobody has answered it for ten minutes.
+SERVICE_AWAY_MAX: Final = timedelta(minutes=12)
+RENEWED_AFTER: Final = timedelta(minutes=1)
 # The phase after the hello, in which nothing was permitted yet.
 _AFTER_HELLO: Final = {Kind.DEPLOYMENT: Phase.PREPARING, Kind.VERIFICATION: Phase.VERIFYING}
 
@@ -139,19 +142,39 @@ def session_record(said: Hello) -> Json | None:
     return {"digest": digest_of(said.session), "attempt": said.attempt}
 
 
-def session_of(
-    tx: Tx, token: str, now: datetime, *, ended: bool = False
-) -> tuple[AgentToken, Operation, Host]:
-    """Return whom an agent's token speaks for. Raises TokenRefused when it does not (any more).
+class TokenLifetime:
+    """How long an agent's token lasts, counted from the last word of its agent.
 
-    `ended` takes the word of an agent whose operation has ended: a repeated last report.
+    As long as an agent may be silent, and what it waits for a service that restarts.
+    """
+
+    def __init__(self, agent_silence: timedelta) -> None:
+        self.lifetime = agent_silence + SERVICE_AWAY_MAX
+
+    def until(self, now: datetime) -> datetime:
+        return now + self.lifetime
+
+    def renew(self, tx: Tx, agent: AgentToken, now: datetime) -> None:
+        """Let a token in use live on. Not at every heartbeat: a few seconds change nothing."""
+        if agent.expires_at - now < self.lifetime - RENEWED_AFTER:
+            tx.renew_agent_token(agent.digest, self.until(now))
+
+
+def session_of(
+    tx: Tx, token: str, now: datetime, lifetime: TokenLifetime, *, ended: bool = False
+) -> tuple[AgentToken, Operation, Host]:
+    """Return whom an agent's token speaks for, and let it live on. Raises TokenRefused when it
+    does not (any more).
+
+    `ended` takes the word of an agent whose operation has ended: a repeated last report. That
+    renews nothing.
     """
     agent = tx.agent_token(digest_of(token))
     if agent is None or now >= agent.expires_at:
         raise TokenRefused(
             "this agent token is not valid (any more)",
-            expected="the token of an open operation",
-            hint="the operation has ended; nothing more may be written",
+            expected="the token of an open operation, used without long pauses",
+            hint="the operation has ended, or its agent was silent; nothing more may be written",
         )
     operation = tx.operation(agent.operation_id)
     host = tx.host(operation.host_id)
@@ -162,6 +185,8 @@ def session_of(
             expected=host.generation,
             found=agent.generation,
         )
+    if not operation.is_final:
+        lifetime.renew(tx, agent, now)
     return agent, operation, host
 
 

@@ -5,7 +5,6 @@ A repeated report gets the same answer again, since any answer may be lost on it
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 from typing import Final
 
 from provisioner.core.contracts import AgentToken, Clock, Store, Tx
@@ -19,6 +18,7 @@ from .addresses import Addresses
 from .agent_access import (
     AGENT,
     SESSION,
+    TokenLifetime,
     check_claim,
     check_not_revoked,
     contested,
@@ -55,8 +55,6 @@ from .seeds import render_seed
 from .transitions import Transitions
 
 PERMISSION_S: Final = 30
-# What an agent may need beside its phases: a service that restarts, a slow BMC.
-TOKEN_MARGIN: Final = timedelta(hours=1)
 
 
 class AgentSessions:
@@ -80,6 +78,7 @@ class AgentSessions:
         addresses: Addresses | None = None,
     ) -> None:
         self._addresses = addresses or Addresses()
+        self._lifetime = TokenLifetime(transitions.limits.agent_silence)
         self._store = store
         self._transitions = transitions
         self._clock = clock
@@ -151,7 +150,7 @@ class AgentSessions:
                 operation.id,
                 host.id,
                 operation.generation,
-                now + self._transitions.limits.agent_phases + TOKEN_MARGIN,
+                self._lifetime.until(now),
             )
         )
         tx.save_host(with_inventory(host, said.inventory))
@@ -195,7 +194,7 @@ class AgentSessions:
         disk = Disk.from_dict({"rotational": False, "bus": "virtio", **object_in(body, "disk")})
         now = self._clock()
         with self._store.begin() as tx:
-            agent, operation, host = session_of(tx, token, self._clock())
+            agent, operation, host = session_of(tx, token, self._clock(), self._lifetime)
             chosen = self._chosen_disk(tx, operation, host)
             asked = WriteRequest(agent.host_id, generation, release, disk)
             facts = self._transitions.guard.of(tx, operation, host)
@@ -224,7 +223,7 @@ class AgentSessions:
             if key in body
         }
         with self._store.begin() as tx:
-            _, operation, _ = session_of(tx, token, self._clock())
+            _, operation, _ = session_of(tx, token, self._clock(), self._lifetime)
             check_not_revoked(tx, operation)
             is_verifying = body.get("phase") == "verifying"
             event = E.WRITTEN if is_verifying and operation.phase is Phase.WRITING else E.REPORTED
@@ -238,7 +237,7 @@ class AgentSessions:
         generation = number_in(body, "generation")
         now = self._clock()
         with self._store.begin() as tx:
-            _, operation, host = session_of(tx, token, self._clock())
+            _, operation, host = session_of(tx, token, self._clock(), self._lifetime)
             check_not_revoked(tx, operation)
             writes = operation.phase in (Phase.WRITING, Phase.VERIFYING)
             if (
@@ -278,7 +277,7 @@ class AgentSessions:
         generation = number_in(body, "generation")
         error = error_in(body)
         with self._store.begin() as tx:
-            _, operation, host = session_of(tx, token, self._clock(), ended=True)
+            _, operation, host = session_of(tx, token, self._clock(), self._lifetime, ended=True)
             if not operation.is_final:
                 self._transitions.apply(
                     tx,
@@ -299,7 +298,7 @@ class AgentSessions:
             "agent_seconds": seconds_in(body),
         }
         with self._store.begin() as tx:
-            _, operation, host = session_of(tx, token, self._clock())
+            _, operation, host = session_of(tx, token, self._clock(), self._lifetime)
             if release != operation.release:
                 raise TrustError(
                     "the agent wrote another release",
@@ -333,7 +332,7 @@ class AgentSessions:
         evidence["agent_seconds"] = seconds_in(body)
         now = self._clock()
         with self._store.begin() as tx:
-            _, operation, host = session_of(tx, token, now, ended=True)
+            _, operation, host = session_of(tx, token, now, self._lifetime, ended=True)
             if operation.phase is not Phase.SUCCEEDED:
                 self._transitions.apply(
                     tx,
@@ -352,7 +351,7 @@ class AgentSessions:
 
     def _note_refused_write(self, token: str, error: WriteRefused) -> None:
         with self._store.begin() as tx:
-            _, operation, host = session_of(tx, token, self._clock())
+            _, operation, host = session_of(tx, token, self._clock(), self._lifetime)
             now, why = self._clock(), f"write refused: {error.message}"
             tx.add_event(event_of(now, "agent", why, host, operation))
             tx.audit(now, AGENT, "write.refused", host.name, error.as_dict())

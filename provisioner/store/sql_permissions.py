@@ -47,6 +47,10 @@ class PermissionQueries(Queries):
         row = self._one(select(agent_tokens).where(agent_tokens.c.digest == digest))
         return agent_token_of(row) if row is not None else None
 
+    def renew_agent_token(self, digest: str, until: datetime) -> None:
+        mine = agent_tokens.update().where(agent_tokens.c.digest == digest)
+        self._change(mine.values(expires_at=until))
+
     def revoke_operation(self, operation_id: OperationId, at: datetime) -> None:
         table = tickets.c
         live = tickets.update().where(

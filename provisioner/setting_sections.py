@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from . import setting_types as types
+from .core.fleet import Floor
 from .core.recovery import ATTEMPTS_LIMIT, OnQuarantine
 from .setting_types import Address, ChannelRule
 
@@ -34,6 +35,11 @@ class ServiceSettings:
         types.one_of("auto", "json", "text"),
         "auto",
         "auto writes text on a terminal and JSON elsewhere",
+    )
+    own_hosts: tuple[str, ...] = _setting(
+        types.words,
+        (),
+        "hosts, by name or id, that are never a target, besides the one it finds itself on",
     )
 
 
@@ -143,7 +149,38 @@ class LimitSettings:
     deployments_in_flight_max: int = _setting(
         types.whole(1, 10_000), 50, "operations between queued and final at a time"
     )
-    queued_s: int = _setting(types.whole(1, 30 * _DAY_S), 14400, "longest wait in `queued`")
+    starts_per_minute_max: int = _setting(
+        types.whole(0, 100_000), 300, "operations that start within a minute; 0: no limit"
+    )
+    group_in_flight_max: int = _setting(
+        types.whole(0, 10_000),
+        0,
+        "operations in flight among the hosts with the same label `group`; 0: no limit",
+    )
+    group_starts_per_minute_max: int = _setting(
+        types.whole(0, 100_000),
+        0,
+        "operations of one group that start within a minute; 0: no limit",
+    )
+    group_healthy_min: Floor = _setting(
+        types.floor,
+        Floor(),
+        "active hosts of a group that nothing is done to: a number, or a share such as `60%`",
+    )
+    breaker_hosts_max: int = _setting(
+        types.whole(1, 10_000), 10, "so many hosts that fail within the window open the breaker"
+    )
+    breaker_window_s: int = _setting(types.whole(1, _DAY_S), 600, "the window of the breaker")
+    queued_s: int = _setting(
+        types.whole(1, 30 * _DAY_S),
+        14400,
+        "longest wait in `queued` of an operation that may start",
+    )
+    waiting_s: int = _setting(
+        types.whole(1, 30 * _DAY_S),
+        _DAY_S,
+        "longest wait in `queued` of one that other limits or the breaker keep waiting",
+    )
     netbooting_s: int = _setting(
         types.whole(1, _DAY_S), 600, "longest `netbooting` for each rung of the ladder"
     )

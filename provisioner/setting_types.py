@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from .core.fleet import Floor
 from .core.trust import KEYS_MAX, check_channel
 from .errors import RequestError
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # Linux allows 15 characters
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_SHARE = re.compile(r"([1-9]?[0-9]|100)%")
 _WORD = re.compile(r"[A-Za-z0-9._,:=/@%+-]{1,256}")
 
 WILDCARDS: Final = ("0.0.0.0", "::")
@@ -22,6 +24,7 @@ _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._-]+)*/
 _REGION = re.compile(r"[a-z0-9-]{1,63}")
 TEXT_CHARACTERS_MAX: Final = 4096
 MIRRORS_MAX: Final = 16
+HOSTS_MAX: Final = 100_000
 CHANNELS_MAX: Final = 32
 SIGNATURES_MAX: Final = KEYS_MAX
 
@@ -86,6 +89,15 @@ def whole(least: int, most: int) -> Callable[[object], int]:
         return value
 
     return parse
+
+
+def floor(value: object) -> Floor:
+    """A number of hosts, or a share of a group such as `60%`."""
+    if isinstance(value, str) and (share := _SHARE.fullmatch(value)):
+        return Floor(percent=int(share[1]))
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= HOSTS_MAX:
+        raise Wrong("a number of hosts, or a share of the group such as 60%")
+    return Floor(hosts=value)
 
 
 def listen(value: object) -> Address:

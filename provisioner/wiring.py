@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from .core.contracts import BmcPool, Store
-from .core.lifecycle import Limits
 from .core.manifest import Manifest
-from .core.model import Phase
-from .core.recovery import OnQuarantine, Policy
 from .core.trust import TrustPolicy
+from .in_force import addresses_of, limits_of, policy_of, rules_of
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from .service.agents import AgentSessions
     from .service.audit import Audit
     from .service.boot import BootService
+    from .service.breaker import Breakers
     from .service.hosts import Hosts
     from .service.operations import Operations
     from .service.profiles import Profiles
@@ -61,43 +60,13 @@ class Service:
     boot: BootService
     agents: AgentSessions
     audit: Audit
+    breakers: Breakers
     transitions: Transitions
     pool: BmcPool
     on_close: Callable[[], None]
 
     def close(self) -> None:
         self.on_close()
-
-
-def limits_of(settings: Settings) -> Limits:
-    """Return the time limits that the settings put in force."""
-    chosen = settings.limits
-    seconds = {
-        Phase.QUEUED: chosen.queued_s,
-        Phase.NETBOOTING: chosen.netbooting_s,
-        Phase.PREPARING: chosen.preparing_s,
-        Phase.WRITING: chosen.writing_s,
-        Phase.VERIFYING: chosen.verifying_s,
-        Phase.BOOTING: chosen.booting_s,
-        Phase.PROVING: chosen.proving_s,
-    }
-    return Limits(
-        phase={phase: timedelta(seconds=value) for phase, value in seconds.items()},
-        agent_silence=timedelta(seconds=chosen.agent_silence_s),
-    )
-
-
-def policy_of(settings: Settings) -> Policy:
-    """Return how the settings let failures be dealt with."""
-    chosen = settings.recovery
-    return Policy(
-        is_automatic=chosen.automatic,
-        attempts_max=chosen.attempts_max,
-        backoff=timedelta(seconds=chosen.backoff_s),
-        backoff_max=timedelta(seconds=chosen.backoff_max_s),
-        may_roll_back=chosen.rollback,
-        on_quarantine=OnQuarantine(chosen.on_quarantine),
-    )
 
 
 def engine_of(settings: Settings) -> Engine:
@@ -171,11 +140,14 @@ def build(settings: Settings) -> Service:
     """Return the use cases over the configured database. Close it when done."""
     from .bmc.credentials import open_, seal
     from .bmc.ipmi import IpmiPool
+    from .own_identity import own_host
     from .reporter.vendor_data import vendor_data
     from .service.agents import AgentSessions
     from .service.audit import Audit
     from .service.boot import BootService
+    from .service.breaker import Breakers
     from .service.chance import Derived, utc_now
+    from .service.facts import GuardFacts
     from .service.hosts import Hosts
     from .service.operations import Operations
     from .service.profiles import Profiles
@@ -200,6 +172,7 @@ def build(settings: Settings) -> Service:
         limits_of(settings),
         timedelta(seconds=settings.limits.ticket_s),
         policy=policy_of(settings),
+        guard=GuardFacts(own_host(settings.service.own_hosts), rules_of(settings)),
     )
     pool = IpmiPool(
         settings.data_dir / "locks",
@@ -207,6 +180,7 @@ def build(settings: Settings) -> Service:
     )
     agent_ca = settings.keys.agent_tls_pem.read_text()
     archive = archive_of(settings)
+    addresses = addresses_of(settings)
     timeline = Timeline(store)
 
     def close() -> None:
@@ -234,6 +208,7 @@ def build(settings: Settings) -> Service:
             record=timeline.add,
             discovery=settings.discovery.enabled,
             discovered_hosts_max=settings.discovery.hosts_max,
+            addresses=addresses,
         ),
         agents=AgentSessions(
             store,
@@ -243,8 +218,10 @@ def build(settings: Settings) -> Service:
             boot_url=settings.boot.url,
             mirrors=settings.releases.mirrors,
             vendor_data=lambda nonce: vendor_data(settings.agent.url, nonce, agent_ca),
+            addresses=addresses,
         ),
         audit=Audit(store),
+        breakers=Breakers(store, utc_now),
         transitions=transitions,
         pool=pool,
         on_close=close,
@@ -290,7 +267,6 @@ def worker(settings: Settings, service: Service) -> Worker:
         effect_worker(settings),
         utc_now,
         Recovery(service.store, service.transitions, service.archive, utc_now),
-        in_flight_max=settings.limits.deployments_in_flight_max,
     )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from provisioner.client import Client
 
 COLUMNS = ["id", "host", "kind", "phase", "release_name", "requested_at", "error.message"]
-WIDE = ["requested_by", "ended_at", "generation", "rung", "phase_seconds", "next"]
+WIDE = ["waits", "requested_by", "ended_at", "generation", "rung", "phase_seconds", "next"]
 
 
 @click.group(cls=SuggestingGroup)

@@ -147,6 +147,8 @@ TRUST_CODES: Final = frozenset(
         "release_revoked",
         "release_too_old",
         "release_untested",
+        "identity_doubtful",
+        "ticket_contested",
         "ticket_refused",
         "token_refused",
         "write_refused",
@@ -239,6 +241,8 @@ def _quarter(operation: Operation) -> int:
 
 
 def _because(operation: Operation) -> str:
+    if operation.get("waits"):
+        return f", waits: {operation['waits']}"
     error = operation["error"]
     if operation["phase"] != Phase.FAILED or not isinstance(error, dict):
         return ""

@@ -196,6 +196,14 @@ class Client:
     def cancel(self, operation_id: str) -> Json:
         return self._change("POST", f"/operations/{_part(operation_id)}/cancel")
 
+    def breaker(self) -> Json:
+        """Return whether the breaker is open, since when, and why."""
+        return self._get("/breaker")
+
+    def close_breaker(self, reason: str) -> Json:
+        """Let queued operations start again."""
+        return self._change("POST", "/breaker/close", {"reason": reason})
+
     def follow(self, operation_id: str) -> Iterator[Json]:
         """Yield an operation at each of its changes, until it is final or the stream ends."""
         path = f"/operations/{_part(operation_id)}/stream"

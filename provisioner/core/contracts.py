@@ -4,7 +4,7 @@
 concrete classes.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +12,7 @@ from typing import Protocol
 
 from .audit import AuditRow
 from .effects import Effect
+from .fleet import Breaker, Failure, Load, Queued, Selection
 from .manifest import Manifest
 from .model import (
     BmcAddress,
@@ -108,6 +109,21 @@ class Tx(Protocol):
     def add_operation(self, operation: Operation) -> None: ...  # Conflict when one is open
     def save_operation(self, operation: Operation) -> None: ...
 
+    # what the guard asks. Whoever starts an operation or moves the breaker locks it after
+    # the host, so that no two starts overlook each other
+    def add_selection(self, selection: Selection) -> None: ...
+    def selection(self, request_id: str) -> Selection | None: ...
+    def loads(
+        self, *, started_after: datetime, not_by: str
+    ) -> Mapping[str | None, Load]: ...  # by group; operations of `not_by` take no place
+    def group_sizes(
+        self, groups: Iterable[str]
+    ) -> Mapping[str, tuple[int, int]]: ...  # hosts, active ones
+    def queued(self, *, per_group_max: int) -> Sequence[Queued]: ...  # the oldest of each group
+    def failures(self, after: datetime) -> Sequence[Failure]: ...  # of started deployments
+    def breaker(self, *, lock: bool = False) -> Breaker: ...
+    def save_breaker(self, breaker: Breaker) -> None: ...
+
     # permissions: only hashes are kept
     def add_ticket(self, ticket: Ticket) -> None: ...
     def ticket(self, digest: str) -> Ticket | None: ...
@@ -115,6 +131,7 @@ class Tx(Protocol):
     def consume_ticket(self, digest: str, at: datetime) -> bool: ...  # False: already was
     def add_agent_token(self, token: AgentToken) -> None: ...
     def agent_token(self, digest: str) -> AgentToken | None: ...
+    def renew_agent_token(self, digest: str, until: datetime) -> None: ...
     def revoke_operation(self, operation_id: OperationId, at: datetime) -> None: ...  # its
     # tickets are consumed and its agent tokens deleted
     def take_seed(self, operation_id: OperationId, at: datetime) -> bool: ...  # False: taken

@@ -36,6 +36,7 @@ class E(StrEnum):
     START = "start"
     CANCEL = "cancel"
     REFUSED = "refused"
+    HELD = "held"
     POWERED_OFF = "powered_off"
     NEXT_BOOT_SET = "next_boot_set"
     POWERED_ON = "powered_on"
@@ -53,6 +54,7 @@ class E(StrEnum):
     CHECKED = "checked"
     SOAKED = "soaked"
     REVOKED = "revoked"
+    CONTESTED = "contested"
     RUNG_TIMED_OUT = "rung_timed_out"
     TIMED_OUT = "timed_out"
 
@@ -106,6 +108,7 @@ _DISK: Final = SetNextBoot(BootDevice.DISK)
 _NETBOOT: Final[Table] = {
     (_P.QUEUED,     E.START):          (_P.NETBOOTING, (PowerOff(soft=True),),  None),
     (_P.QUEUED,     E.CANCEL):         (_P.CANCELLED,  (),                      None),
+    (_P.QUEUED,     E.HELD):           (_P.QUEUED,     (),                      None),
     # Protected or taken into maintenance since it was requested: hands off.
     (_P.QUEUED,     E.REFUSED):        (_P.FAILED,     (),                      None),
     (_P.QUEUED,     E.TIMED_OUT):      (_P.FAILED,     (),                      None),
@@ -119,6 +122,8 @@ _NETBOOT: Final[Table] = {
     (_P.NETBOOTING, E.BMC_LOGIN_REFUSED): (_P.FAILED,  (),                      None),
     (_P.NETBOOTING, E.TIMED_OUT):      (_P.FAILED,     (ReturnToDisk(),),       None),
     (_P.NETBOOTING, E.CANCEL):         (_P.CANCELLED,  (ReturnToDisk(),),       None),
+    # Two came with its ticket, or whoever came may be another host: neither goes on.
+    (_P.NETBOOTING, E.CONTESTED):      (_P.FAILED,     (ReturnToDisk(),),       None),
 }  # fmt: skip
 
 # After WRITE_PERMITTED nothing can be cancelled: the old system is gone, and the way out
@@ -138,12 +143,14 @@ DEPLOYMENT: Final[Table] = {
     (_P.PREPARING,  E.TIMED_OUT):        (_P.FAILED,    (ReturnToDisk(),), None),
     (_P.PREPARING,  E.CANCEL):           (_P.CANCELLED, (ReturnToDisk(),), None),
     (_P.PREPARING,  E.REVOKED):          (_P.FAILED,    (ReturnToDisk(),), None),
+    (_P.PREPARING,  E.CONTESTED):        (_P.FAILED,    (ReturnToDisk(),), None),
     (_P.WRITING,    E.REPORTED):         (_P.WRITING,   (),                None),
     (_P.WRITING,    E.WRITTEN):          (_P.VERIFYING, (),                None),
     (_P.WRITING,    E.VERIFIED):         (_P.BOOTING,   (_DISK,),          None),
     (_P.WRITING,    E.AGENT_FAILED):     (_P.FAILED,    (_DISK,),          None),
     (_P.WRITING,    E.TIMED_OUT):        (_P.FAILED,    (_DISK,),          None),
     (_P.WRITING,    E.REVOKED):          (_P.FAILED,    (_DISK,),          None),
+    (_P.WRITING,    E.CONTESTED):        (_P.FAILED,    (_DISK,),          None),
     (_P.VERIFYING,  E.REPORTED):         (_P.VERIFYING, (),                None),
     (_P.VERIFYING,  E.VERIFIED):         (_P.BOOTING,   (_DISK,),          None),
     # The agent's last word was lost, and the host restarted all the same. The nonce goes
@@ -152,6 +159,7 @@ DEPLOYMENT: Final[Table] = {
     (_P.VERIFYING,  E.AGENT_FAILED):     (_P.FAILED,    (_DISK,),          None),
     (_P.VERIFYING,  E.TIMED_OUT):        (_P.FAILED,    (_DISK,),          None),
     (_P.VERIFYING,  E.REVOKED):          (_P.FAILED,    (_DISK,),          None),
+    (_P.VERIFYING,  E.CONTESTED):        (_P.FAILED,    (_DISK,),          None),
     (_P.BOOTING,    E.VERIFIED):         (_P.BOOTING,   (),                None),
     (_P.BOOTING,    E.NEXT_BOOT_SET):    (_P.BOOTING,   (),                None),
     # The boot rule sends the host to its disk whatever the BMC remembers, so a BMC that
@@ -162,6 +170,7 @@ DEPLOYMENT: Final[Table] = {
     (_P.BOOTING,    E.EVIDENCE_REFUSED): (_P.FAILED,    (),                None),
     (_P.BOOTING,    E.TIMED_OUT):        (_P.FAILED,    (),                None),
     (_P.BOOTING,    E.REVOKED):          (_P.FAILED,    (),                None),
+    (_P.BOOTING,    E.CONTESTED):        (_P.FAILED,    (),                None),
     (_P.PROVING,    E.PHONED_HOME):      (_P.PROVING,   (),                None),
     (_P.PROVING,    E.VERIFIED):         (_P.PROVING,   (),                None),
     (_P.PROVING,    E.NEXT_BOOT_SET):    (_P.PROVING,   (),                None),
@@ -172,6 +181,7 @@ DEPLOYMENT: Final[Table] = {
     (_P.PROVING,    E.EVIDENCE_REFUSED): (_P.FAILED,    (),                None),
     (_P.PROVING,    E.TIMED_OUT):        (_P.FAILED,    (),                None),
     (_P.PROVING,    E.REVOKED):          (_P.FAILED,    (),                None),
+    (_P.PROVING,    E.CONTESTED):        (_P.FAILED,    (),                None),
 }  # fmt: skip
 
 INSPECTION: Final[Table] = {
@@ -188,6 +198,7 @@ VERIFICATION: Final[Table] = {
     (_P.VERIFYING,  E.AGENT_FAILED): (_P.FAILED,    (ReturnToDisk(),), None),
     (_P.VERIFYING,  E.TIMED_OUT):    (_P.FAILED,    (_DISK,),          None),
     (_P.VERIFYING,  E.CANCEL):       (_P.CANCELLED, (ReturnToDisk(),), None),
+    (_P.VERIFYING,  E.CONTESTED):    (_P.FAILED,    (ReturnToDisk(),), None),
 }  # fmt: skip
 
 TABLES: Final[Mapping[Kind, Table]] = {
@@ -221,17 +232,17 @@ IN_RAMDISK_FOR: Final = timedelta(minutes=1)
 _AGENT_PHASES: Final = frozenset({Phase.PREPARING, Phase.WRITING, Phase.VERIFYING})
 
 
+# An operation whose turn has not come is not ended by the limit of `queued`, but by this one.
+WAITING_LIMIT: Final = timedelta(days=1)
+
+
 @dataclass(frozen=True)
 class Limits:
     """The time limits in force: a site may change them, but not remove one."""
 
     phase: Mapping[Phase, timedelta] = field(default_factory=lambda: LIMIT)
     agent_silence: timedelta = AGENT_SILENCE_LIMIT
-
-    @property
-    def agent_phases(self) -> timedelta:
-        """How long an agent may be at work, in all its phases together."""
-        return sum((self.phase[phase] for phase in _AGENT_PHASES), timedelta())
+    waiting: timedelta = WAITING_LIMIT
 
     def is_in_ramdisk(self, operation: Operation, now: datetime) -> bool:
         """Return whether the agent was heard so lately that its host cannot have restarted.
@@ -243,6 +254,10 @@ class Limits:
             return False
         silent = now - datetime.fromisoformat(heard_at)
         return silent <= min(IN_RAMDISK_FOR, self.agent_silence / 2)
+
+    def may_wait(self, operation: Operation, now: datetime) -> bool:
+        """Return whether a queued operation that others keep waiting may wait for longer."""
+        return now < operation.requested_at + self.waiting
 
     def deadline(self, phase: Phase, phase_at: datetime, now: datetime) -> datetime | None:
         """Return when `phase`, entered at `phase_at` and heard of `now`, is over."""
@@ -329,6 +344,10 @@ def advance(
     seen = {AGENT_HEARD_AT: now.isoformat()} if event in _AGENT_EVENTS else {}
     if event is E.BMC_LOGIN_REFUSED:
         seen[BMC_LOGIN_REFUSED_AT] = now.isoformat()
+    if event is E.HELD:
+        # It waited for its turn, so it has the whole limit of its phase before it again.
+        end = min(now + limits.phase[phase], operation.requested_at + limits.waiting)
+        moved = replace(moved, deadline_at=end)
     moved = replace(
         moved,
         error=error if phase is Phase.FAILED else operation.error,
@@ -355,6 +374,7 @@ def _enter(
         rung=rung,
         phase_at=now,
         deadline_at=limits.deadline(phase, now, now),
+        started_at=now if phase is Phase.NETBOOTING and rung == 0 else operation.started_at,
         ended_at=now if phase in FINAL else None,
         phase_seconds=seconds,
     )

@@ -216,8 +216,9 @@ class Operation:
     has lasted too long. `phase_seconds` holds the seconds that each finished phase took,
     `progress` the last report of the agent, `error` an error as JSON (see errors.py),
     `evidence` what proved the outcome, `pins` what was fixed when the operation was
-    requested: the digests of ramdisk and profile, the release's name, the channel that it
-    was found by, if any, and its place in a chain of attempts (see recovery.py).
+    requested: the request and the digest of what it selected, the digests of ramdisk and
+    profile, the release's name, the channel that it was found by, if any, and its place in
+    a chain of attempts (see recovery.py). `started_at` is when it left the queue.
 
     `follow_up` is what comes after a failure, decided with it; while `follow_up_at` is set,
     that is still to come.
@@ -243,6 +244,7 @@ class Operation:
     evidence: Json = field(default_factory=dict)
     follow_up: Json | None = None
     follow_up_at: datetime | None = None
+    started_at: datetime | None = None
 
     @property
     def is_final(self) -> bool:
@@ -264,7 +266,11 @@ class ReleaseFailure:
 
 @dataclass(frozen=True)
 class Ticket:
-    """The one-time permission to netboot for one operation. Kept only as a hash."""
+    """The one-time permission to netboot for one operation. Kept only as a hash.
+
+    It is for the host with these MACs, this UUID and this serial, as they were enrolled when
+    it was issued; None is one that was not known then.
+    """
 
     digest: str
     operation_id: OperationId
@@ -272,6 +278,9 @@ class Ticket:
     generation: int
     expires_at: datetime
     consumed_at: datetime | None = None
+    macs: tuple[str, ...] = ()
+    uuid: str | None = None
+    serial: str | None = None
 
     def is_live(self, now: datetime) -> bool:
         return self.consumed_at is None and now < self.expires_at

@@ -26,12 +26,12 @@ def hosts_file_text(macs: Sequence[str]) -> str:
     """Return what dnsmasq is configured with for these MACs, one line each, in order.
 
     A configuration file, since dnsmasq reads a dhcp-hostsfile only when it has given up root,
-    and may not reach it any more.
+    and may not reach it any more. As for all hosts, leases go by the MAC alone.
 
     Raises ConfigError for a text that is no MAC.
     """
     return "".join(
-        f"dhcp-host={one},set:{SHIM_TAG}\n" for one in sorted({mac(text) for text in macs})
+        f"dhcp-host={one},id:*,set:{SHIM_TAG}\n" for one in sorted({mac(text) for text in macs})
     )
 
 

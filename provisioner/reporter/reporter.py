@@ -20,6 +20,8 @@ import time
 CONFIG = "/etc/provisioner/reporter.json"
 RELEASE = "/usr/lib/provisioner/release.json"
 PATH = "/report/v1/phone-home"
+ACCEPTED = 200
+SPENT = 410  # the deployment has ended: it was accepted before, or given up
 ANSWER_BYTES_MAX = 64 * 1024
 TIMEOUT_S = 15.0
 FIRST_PAUSE_S = 0.5
@@ -34,7 +36,8 @@ NO_CHECK_TIME = 0x200000
 
 
 def main() -> int:
-    """Report until it is accepted. Return 0 then, and 1 when patience ran out."""
+    """Report until it is accepted, or nobody waits for it any more. Return 0 then, and 1 when
+    patience ran out."""
     with open(CONFIG, encoding="utf-8") as file:
         config = json.load(file)
     # What the first boot made is on the disk before anyone counts on it: a power cut right
@@ -46,8 +49,8 @@ def main() -> int:
         found = report_from("/")
         try:
             status = send(config["url"], {"nonce": config["nonce"], **found}, config["ca_pem"])
-            if status == 200:
-                # The nonce is spent; the file has no other use.
+            if status in (ACCEPTED, SPENT):
+                # The nonce is of no use any more, and the file has no other one.
                 os.unlink(CONFIG)
                 return 0
             why = f"the service answered {status}"

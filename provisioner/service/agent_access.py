@@ -1,6 +1,6 @@
 """Who may speak for an operation: boot tickets, agent tokens, and the sessions behind them."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from provisioner.core.contracts import AgentToken, Tx
@@ -9,25 +9,32 @@ from provisioner.core.releases import check_standing
 
 from .agent_bodies import Hello
 from .chance import digest_of
-from .identity import TicketRefused, TokenRefused
+from .identity import IdentityDoubtful, TicketContested, TicketRefused, TokenRefused
 
 AGENT: Final = "agent"
 # Where an operation's evidence keeps the session that used its ticket.
 SESSION: Final = "agent_session"
+# The agent gives up when nobody has answered it for ten minutes.
+SERVICE_AWAY_MAX: Final = timedelta(minutes=12)
+RENEWED_AFTER: Final = timedelta(minutes=1)
 # The phase after the hello, in which nothing was permitted yet.
 _AFTER_HELLO: Final = {Kind.DEPLOYMENT: Phase.PREPARING, Kind.VERIFICATION: Phase.VERIFYING}
 
 
 def known_ticket(tx: Tx, text: str) -> tuple[Ticket, Operation]:
     """Return a ticket of ours with its operation. Raises TicketRefused for another text."""
-    ticket = tx.ticket(digest_of(text))
-    if ticket is None:
+    digest = digest_of(text)
+    found = tx.ticket(digest)
+    # The operation is locked now; whoever came a moment earlier has left its mark.
+    operation = tx.operation(found.operation_id) if found is not None else None
+    ticket = tx.ticket(digest)
+    if ticket is None or operation is None:
         raise TicketRefused(
             "this boot ticket is not known",
             expected="the ticket of an open operation",
             found="an unknown one",
         )
-    return ticket, tx.operation(ticket.operation_id)
+    return ticket, operation
 
 
 def check_ticket(ticket: Ticket, host: Host, now: datetime) -> None:
@@ -55,27 +62,60 @@ def used_ticket(host: str) -> TicketRefused:
     )
 
 
+def check_claim(
+    ticket: Ticket, operation: Operation, host: Host, said: Hello, now: datetime
+) -> None:
+    """Raise TicketRefused for a ticket that was used or has expired, and TicketContested when
+    somebody else has used it for an operation that is still open.
+
+    The session that used it may come late and again; it is nobody else.
+    """
+    known = operation.evidence.get(SESSION) or {}
+    is_same = said.session is not None and known.get("digest") == digest_of(said.session)
+    is_current = ticket.generation == operation.generation and not operation.is_final
+    if ticket.consumed_at is not None and is_current and not is_same:
+        raise contested(operation, host.name, "another session")
+    check_ticket(ticket, host, now)
+
+
+def contested(operation: Operation, host: str, found: str) -> TicketContested:
+    """Return the error for the second who comes with a ticket."""
+    first = operation.evidence.get("agent_address", "unknown")
+    return TicketContested(
+        f"the boot ticket of host {host} was used by two",
+        host=host,
+        expected=f"only the session that used it first, from {first}",
+        found=found,
+        hint="somebody on the provisioning network saw the ticket: find out who, before the "
+        "host is reimaged again",
+    )
+
+
 def note_refused_ticket(
     tx: Tx, ticket_text: str, error: TicketRefused, source: str, now: datetime
 ) -> None:
     """Record that somebody at `source` came with a ticket that was refused."""
     ticket = tx.ticket(digest_of(ticket_text))
+    is_alarm = isinstance(error, TicketContested | IdentityDoubtful)
+    what = f"{error.code}: " if is_alarm else "boot ticket refused: "
     tx.add_event(
         Event(
             at=now,
             source="agent",
-            text=f"boot ticket refused: {error.message}",
+            text=f"{what}{error.message}",
             host_id=ticket.host_id if ticket else None,
             operation_id=ticket.operation_id if ticket else None,
-            detail={"address": source},
+            detail={"address": source, "found": error.found} if is_alarm else {"address": source},
         )
     )
     # Anybody on the network can invent tickets. The timeline has a limit, the audit
     # log has none, so only a ticket that was ours once is worth a row in it.
     if ticket is not None:
         why: Json = {"why": error.message, "address": source}
+        if is_alarm:
+            why |= {"expected": error.expected, "found": error.found}
         subject = error.host or tx.host(ticket.host_id).name
-        tx.audit(now, AGENT, "ticket.refused", subject, why)
+        tx.audit(now, AGENT, error.code if is_alarm else "ticket.refused", subject, why)
 
 
 def is_repeat(ticket: Ticket, operation: Operation, said: Hello) -> bool:
@@ -102,19 +142,39 @@ def session_record(said: Hello) -> Json | None:
     return {"digest": digest_of(said.session), "attempt": said.attempt}
 
 
-def session_of(
-    tx: Tx, token: str, now: datetime, *, ended: bool = False
-) -> tuple[AgentToken, Operation, Host]:
-    """Return whom an agent's token speaks for. Raises TokenRefused when it does not (any more).
+class TokenLifetime:
+    """How long an agent's token lasts, counted from the last word of its agent.
 
-    `ended` takes the word of an agent whose operation has ended: a repeated last report.
+    As long as an agent may be silent, and what it waits for a service that restarts.
+    """
+
+    def __init__(self, agent_silence: timedelta) -> None:
+        self.lifetime = agent_silence + SERVICE_AWAY_MAX
+
+    def until(self, now: datetime) -> datetime:
+        return now + self.lifetime
+
+    def renew(self, tx: Tx, agent: AgentToken, now: datetime) -> None:
+        """Let a token in use live on. Not at every heartbeat: a few seconds change nothing."""
+        if agent.expires_at - now < self.lifetime - RENEWED_AFTER:
+            tx.renew_agent_token(agent.digest, self.until(now))
+
+
+def session_of(
+    tx: Tx, token: str, now: datetime, lifetime: TokenLifetime, *, ended: bool = False
+) -> tuple[AgentToken, Operation, Host]:
+    """Return whom an agent's token speaks for, and let it live on. Raises TokenRefused when it
+    does not (any more).
+
+    `ended` takes the word of an agent whose operation has ended: a repeated last report. That
+    renews nothing.
     """
     agent = tx.agent_token(digest_of(token))
     if agent is None or now >= agent.expires_at:
         raise TokenRefused(
             "this agent token is not valid (any more)",
-            expected="the token of an open operation",
-            hint="the operation has ended; nothing more may be written",
+            expected="the token of an open operation, used without long pauses",
+            hint="the operation has ended, or its agent was silent; nothing more may be written",
         )
     operation = tx.operation(agent.operation_id)
     host = tx.host(operation.host_id)
@@ -125,13 +185,9 @@ def session_of(
             expected=host.generation,
             found=agent.generation,
         )
+    if not operation.is_final:
+        lifetime.renew(tx, agent, now)
     return agent, operation, host
-
-
-def is_revoked(tx: Tx, operation: Operation) -> bool:
-    """Say whether the release of this deployment was revoked."""
-    row = tx.release(operation.release or "")
-    return row is not None and row.revoked_at is not None
 
 
 def check_not_revoked(tx: Tx, operation: Operation) -> None:

@@ -5,23 +5,24 @@ A repeated report gets the same answer again, since any answer may be lost on it
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 from typing import Final
 
 from provisioner.core.contracts import AgentToken, Clock, Store, Tx
 from provisioner.core.disks import Disk, DiskRule, choose_disk
 from provisioner.core.guard import WriteRefused, WriteRequest, authorise_write, identity
-from provisioner.core.lifecycle import E, NotAllowed
-from provisioner.core.model import Host, Json, Kind, Operation, Phase
+from provisioner.core.lifecycle import E, NotAllowed, is_allowed
+from provisioner.core.model import Host, Json, Kind, Operation, Phase, Ticket
 from provisioner.errors import Gone, TrustError
 
+from .addresses import Addresses
 from .agent_access import (
     AGENT,
     SESSION,
+    TokenLifetime,
+    check_claim,
     check_not_revoked,
-    check_ticket,
+    contested,
     is_repeat,
-    is_revoked,
     known_ticket,
     note_refused_ticket,
     session_of,
@@ -41,22 +42,27 @@ from .agent_bodies import (
 from .agent_orders import Places, orders_for, pinned_profile
 from .chance import Derived, digest_of, new_token
 from .homecoming import Homecoming
+from .identity import (
+    IdentityDoubtful,
+    TicketContested,
+    check_identity,
+    check_unique,
+    with_inventory,
+)
 from .identity import TicketRefused as TicketRefused
 from .identity import TokenRefused as TokenRefused
-from .identity import check_identity, with_inventory
 from .seeds import render_seed
 from .transitions import Transitions
 
 PERMISSION_S: Final = 30
-# What an agent may need beside its phases: a service that restarts, a slow BMC.
-TOKEN_MARGIN: Final = timedelta(hours=1)
 
 
 class AgentSessions:
     """What ramdisks and freshly deployed systems say to the service.
 
     `vendor_data` renders the reporter's vendor data from a nonce; `boot_url` is where
-    chunks are fetched, `mirrors` are other origins that have them.
+    chunks are fetched, `mirrors` are other origins that have them; `addresses` says what our
+    own DHCP gave to whom, where it does.
     """
 
     def __init__(
@@ -69,7 +75,10 @@ class AgentSessions:
         boot_url: str,
         mirrors: tuple[str, ...] = (),
         vendor_data: Callable[[str], str],
+        addresses: Addresses | None = None,
     ) -> None:
+        self._addresses = addresses or Addresses()
+        self._lifetime = TokenLifetime(transitions.limits.agent_silence)
         self._store = store
         self._transitions = transitions
         self._clock = clock
@@ -83,16 +92,38 @@ class AgentSessions:
 
         The answer may be lost: until something was permitted, the session that used the
         ticket is answered anew. Raises TicketRefused for a ticket that is unknown, expired,
-        another host's, or used by another session.
+        another host's, or used by another session; the latter also ends the operation for
+        the first, as does whoever may be two hosts at once.
         """
         said = hello_in(body)
+        with self._store.begin() as tx:
+            answer = self._answer_hello(tx, said, source)
+        if isinstance(answer, TicketRefused):
+            raise answer
+        return answer
+
+    def _answer_hello(self, tx: Tx, said: Hello, source: str) -> Json | TicketRefused:
+        """Return the answer, or the refusal: what it leads to is saved with its record."""
         try:
-            with self._store.begin() as tx:
-                return self._hello(tx, said, source)
+            return self._hello(tx, said, source)
         except TicketRefused as error:
-            with self._store.begin() as tx:
-                note_refused_ticket(tx, said.ticket, error, source, self._clock())
-            raise
+            note_refused_ticket(tx, said.ticket, error, source, self._clock())
+            if isinstance(error, TicketContested | IdentityDoubtful):
+                self._stop_contested(tx, said, error)
+            return error
+
+    def _stop_contested(self, tx: Tx, said: Hello, error: TicketRefused) -> None:
+        """End the operation for all who claim it; nothing starts it again by itself."""
+        _, operation = known_ticket(tx, said.ticket)
+        if is_allowed(operation, E.CONTESTED):
+            self._transitions.apply(
+                tx,
+                operation.id,
+                E.CONTESTED,
+                generation=operation.generation,
+                actor=AGENT,
+                error=error.as_dict(),
+            )
 
     def _hello(self, tx: Tx, said: Hello, source: str) -> Json:
         now = self._clock()
@@ -100,8 +131,13 @@ class AgentSessions:
         host = tx.host(operation.host_id)
         again = is_repeat(ticket, operation, said)
         if not again:
-            check_ticket(ticket, host, now)
-        check_identity(host, said.inventory)
+            check_claim(ticket, operation, host, said, now)
+        try:
+            self._check_who(tx, ticket, host, said, source)
+        except TicketRefused as error:
+            if again:
+                raise contested(operation, host.name, error.message) from error
+            raise
         if again:
             # What the lost answer held is of no use to anybody any more.
             tx.revoke_operation(operation.id, now)
@@ -114,7 +150,7 @@ class AgentSessions:
                 operation.id,
                 host.id,
                 operation.generation,
-                now + self._transitions.limits.agent_phases + TOKEN_MARGIN,
+                self._lifetime.until(now),
             )
         )
         tx.save_host(with_inventory(host, said.inventory))
@@ -130,6 +166,20 @@ class AgentSessions:
         tx.add_event(event_of(now, "agent", text, host, operation))
         return orders_for(tx, step.operation, host, token, self._places, now)
 
+    def _check_who(self, tx: Tx, ticket: Ticket, host: Host, said: Hello, source: str) -> None:
+        """Raise TicketRefused unless what came is the ticket's host and can be no other."""
+        check_identity(ticket, host, said.inventory)
+        check_unique(tx, host, said.inventory)
+        doubt = self._addresses.doubt(host.macs, source)
+        if doubt is not None:
+            raise TicketRefused(
+                f"this boot ticket came from an address that is not its host's: {doubt}",
+                host=host.name,
+                expected="the address that our DHCP gave it",
+                found=source,
+                hint="is another DHCP server on the provisioning network?",
+            )
+
     def authorise(self, token: str, body: Json) -> Json:
         """Return a permission to write, or raise WriteRefused. The host is saved as dirty,
         in the same transaction, before the agent hears of it."""
@@ -144,11 +194,11 @@ class AgentSessions:
         disk = Disk.from_dict({"rotational": False, "bus": "virtio", **object_in(body, "disk")})
         now = self._clock()
         with self._store.begin() as tx:
-            agent, operation, host = session_of(tx, token, self._clock())
+            agent, operation, host = session_of(tx, token, self._clock(), self._lifetime)
             chosen = self._chosen_disk(tx, operation, host)
             asked = WriteRequest(agent.host_id, generation, release, disk)
-            revoked = is_revoked(tx, operation)
-            authorise_write(asked, operation, host, chosen, now=now, release_is_revoked=revoked)
+            facts = self._transitions.guard.of(tx, operation, host)
+            permit = authorise_write(asked, operation, host, chosen, facts, now=now)
             first = operation.phase is Phase.PREPARING
             self._transitions.apply(
                 tx,
@@ -157,6 +207,7 @@ class AgentSessions:
                 generation=generation,
                 actor=AGENT,
                 evidence={"disk": identity(chosen), "disk_name": chosen.name} if first else None,
+                permit=permit,
             )
             if first:
                 where = f"may write {chosen.name}, serial {chosen.serial}, WWN {chosen.wwn}"
@@ -172,7 +223,7 @@ class AgentSessions:
             if key in body
         }
         with self._store.begin() as tx:
-            _, operation, _ = session_of(tx, token, self._clock())
+            _, operation, _ = session_of(tx, token, self._clock(), self._lifetime)
             check_not_revoked(tx, operation)
             is_verifying = body.get("phase") == "verifying"
             event = E.WRITTEN if is_verifying and operation.phase is Phase.WRITING else E.REPORTED
@@ -186,7 +237,7 @@ class AgentSessions:
         generation = number_in(body, "generation")
         now = self._clock()
         with self._store.begin() as tx:
-            _, operation, host = session_of(tx, token, self._clock())
+            _, operation, host = session_of(tx, token, self._clock(), self._lifetime)
             check_not_revoked(tx, operation)
             writes = operation.phase in (Phase.WRITING, Phase.VERIFYING)
             if (
@@ -227,7 +278,7 @@ class AgentSessions:
         generation = number_in(body, "generation")
         error = error_in(body)
         with self._store.begin() as tx:
-            _, operation, host = session_of(tx, token, self._clock(), ended=True)
+            _, operation, host = session_of(tx, token, self._clock(), self._lifetime, ended=True)
             if not operation.is_final:
                 self._transitions.apply(
                     tx,
@@ -249,7 +300,7 @@ class AgentSessions:
             "agent_seconds": seconds_in(body),
         }
         with self._store.begin() as tx:
-            _, operation, host = session_of(tx, token, self._clock())
+            _, operation, host = session_of(tx, token, self._clock(), self._lifetime)
             if release != operation.release:
                 raise TrustError(
                     "the agent wrote another release",
@@ -283,7 +334,7 @@ class AgentSessions:
         evidence["agent_seconds"] = seconds_in(body)
         now = self._clock()
         with self._store.begin() as tx:
-            _, operation, host = session_of(tx, token, now, ended=True)
+            _, operation, host = session_of(tx, token, now, self._lifetime, ended=True)
             if operation.phase is not Phase.SUCCEEDED:
                 self._transitions.apply(
                     tx,
@@ -302,7 +353,7 @@ class AgentSessions:
 
     def _note_refused_write(self, token: str, error: WriteRefused) -> None:
         with self._store.begin() as tx:
-            _, operation, host = session_of(tx, token, self._clock())
+            _, operation, host = session_of(tx, token, self._clock(), self._lifetime)
             now, why = self._clock(), f"write refused: {error.message}"
             tx.add_event(event_of(now, "agent", why, host, operation))
             tx.audit(now, AGENT, "write.refused", host.name, error.as_dict())

@@ -17,25 +17,30 @@ from provisioner.core.bootplan import (
     plan_boot,
 )
 from provisioner.core.contracts import Clock, Store, Tx
+from provisioner.core.fleet import Fleet, Load, Rules
+from provisioner.core.guard import HostRefused, Wait, authorise_ticket
 from provisioner.core.lifecycle import RUNG_LAST
 from provisioner.core.model import (
     Event,
     Host,
+    Json,
     Kind,
     LocalBoot,
     Operation,
     Phase,
     new_host,
 )
+from provisioner.core.own_host import known_serial, known_uuid
 from provisioner.errors import Conflict
 
+from .addresses import Addresses
 from .chance import Derived, new_host_id, new_operation_id
-from .identity import EMPTY_UUIDS
+from .facts import DISCOVERY_ACTOR
 from .ramdisks import Ramdisks
+from .selections import select_hosts
 from .transitions import Transitions
 
 DISCOVERED_HOSTS_MAX_DEFAULT: Final = 100
-DISCOVERY_ACTOR: Final = "discovery"
 _TOO_MANY: Final = LocalDisk(LocalBoot.AUTO, "too many discovered hosts await confirmation")
 
 
@@ -53,8 +58,11 @@ class BootService:
         record: Callable[[Event], None],
         discovery: bool,
         discovered_hosts_max: int = DISCOVERED_HOSTS_MAX_DEFAULT,
+        addresses: Addresses | None = None,
     ) -> None:
-        """`record` keeps an event for the timeline, and may not wait for the database."""
+        """`record` keeps an event for the timeline, and may not wait for the database.
+        `addresses` says what our own DHCP gave to whom, where it does."""
+        self._addresses = addresses or Addresses()
         self._store = store
         self._transitions = transitions
         self._clock = clock
@@ -64,10 +72,16 @@ class BootService:
         self._discovery = discovery
         self._discovered_hosts_max = discovered_hosts_max
 
+    def may_speak_for_others(self, source: str) -> bool:
+        """Say whether what asks from `source` is our own relay, which names who asked it."""
+        return self._addresses.is_own(source)
+
     def answer(self, request: BootRequest, source: str) -> BootPlan:
         """Return LocalDisk or Ramdisk for the asking host. `source` is its address."""
         try:
             return self._answer(request, source)
+        except HostRefused as refusal:
+            return LocalDisk(LocalBoot.AUTO, refusal.message)
         except Conflict:
             # A firmware that asks twice at once: the other answer has made host and ticket
             # by now, and this one finds them.
@@ -76,22 +90,27 @@ class BootService:
     def _answer(self, request: BootRequest, source: str) -> BootPlan:
         now = self._clock()
         with self._store.read() as tx:
-            plan, host = self._plan(tx, request, now)
-            known = host is not None
+            plan, host = self._plan(tx, request, now, source)
+            # Where nothing is discovered, machines that nobody knows leave no trace.
+            is_noted = host is not None or self._discovery
         if isinstance(plan, Inspect):
             return self._begin_inspection(request, host, source)
-        if known:
+        if is_noted:
             self._record(request, host, plan, source)
         return plan
 
-    def _plan(self, tx: Tx, request: BootRequest, now: datetime) -> tuple[BootPlan, Host | None]:
+    def _plan(
+        self, tx: Tx, request: BootRequest, now: datetime, source: str
+    ) -> tuple[BootPlan, Host | None]:
         hosts = tx.hosts_with_mac(request.mac)
         if len(hosts) > 1:
             names = ", ".join(host.name for host in hosts)
             return LocalDisk(LocalBoot.AUTO, f"this MAC is known for {names}"), hosts[0]
         host = hosts[0] if hosts else None
-        if host is not None and (doubt := self._identity_doubt(tx, request, host)):
+        if host is not None and (doubt := self._identity_doubt(tx, request, host, source)):
             return LocalDisk(host.local_boot, doubt), host
+        if host is None and _is_nobody(request) and self._discovery:
+            return LocalDisk(LocalBoot.AUTO, f"its UUID {request.uuid} identifies nobody"), None
         if host is None and (twin := self._twin(tx, request)) is not None:
             reason = f"{request.mac} is no MAC of {twin.name}, whose UUID it has"
             return LocalDisk(twin.local_boot, reason), twin
@@ -101,16 +120,21 @@ class BootService:
             return Inspect(request.mac), host
         return plan_boot(request, known, offer, now=now, discovery=self._discovery), host
 
-    def _identity_doubt(self, tx: Tx, request: BootRequest, host: Host) -> str | None:
-        uuid = (request.uuid or "").lower()
-        if not uuid or uuid in EMPTY_UUIDS or not host.uuid:
-            return None
-        if uuid != host.uuid:
-            return f"its UUID is {uuid}, and {host.name} was enrolled with {host.uuid}"
-        twins = [other.name for other in tx.hosts_with_uuid(uuid)]
-        if len(twins) > 1:
-            return f"its UUID is known for {', '.join(twins)}"
-        return None
+    def _identity_doubt(self, tx: Tx, request: BootRequest, host: Host, source: str) -> str | None:
+        """Return why the asking host may not be the enrolled one, or not that one alone."""
+        uuid, serial = known_uuid(request.uuid), known_serial(request.serial)
+        if _is_nobody(request):
+            return f"its UUID {request.uuid} identifies nobody"
+        enrolled = known_uuid(host.uuid)
+        if uuid and enrolled and uuid != enrolled:
+            return f"its UUID is {uuid}, and {host.name} was enrolled with {enrolled}"
+        marked = known_serial(host.serial)
+        if serial and marked and serial != marked:
+            return f"its serial is {serial}, and {host.name} was enrolled with {marked}"
+        names = {other.name for one in {uuid, enrolled} if one for other in tx.hosts_with_uuid(one)}
+        if len(names | {host.name}) > 1:
+            return f"its UUID is known for {', '.join(sorted(names | {host.name}))}"
+        return self._addresses.doubt(host.macs, source)
 
     def _twin(self, tx: Tx, request: BootRequest) -> Host | None:
         """Return the host that already has the UUID of a machine about to be discovered.
@@ -118,8 +142,8 @@ class BootService:
         It is most likely another NIC of that host. Discovered as a second host with the same
         UUID it would keep both of them from ever being netbooted again.
         """
-        uuid = (request.uuid or "").lower()
-        if not self._discovery or not uuid or uuid in EMPTY_UUIDS:
+        uuid = known_uuid(request.uuid)
+        if not self._discovery or uuid is None:
             return None
         return next(iter(tx.hosts_with_uuid(uuid)), None)
 
@@ -162,10 +186,23 @@ class BootService:
                 host = tx.host(host.id)
                 if not self._wants_inspection(tx, host):
                     raise Conflict(f"{host.name} was taken up meanwhile", host=host.name)
-            operation = self._inspection(host, now)
-            tx.save_host(replace(host, generation=operation.generation))
+            pins = select_hosts(tx, [host], actor=DISCOVERY_ACTOR, now=now)
+            queued = self._inspection(host, pins, now)
+            host = replace(host, generation=queued.generation)
+            facts = self._transitions.guard.of(tx, queued, host)
+            # Its own limit is the number of unconfirmed hosts; no other cap delays it.
+            permit = authorise_ticket(queued, host, facts, Fleet(Load()), Rules())
+            if isinstance(permit, Wait):
+                return LocalDisk(host.local_boot, f"it is not inspected now: {permit.reason}")
+            operation = replace(
+                queued,
+                phase=Phase.NETBOOTING,
+                started_at=now,
+                deadline_at=self._transitions.limits.deadline(Phase.NETBOOTING, now, now),
+            )
+            tx.save_host(host)
             tx.add_operation(operation)
-            self._transitions.issue_ticket(tx, operation)
+            self._transitions.issue_ticket(tx, operation, host, permit)
             tx.audit(
                 now, DISCOVERY_ACTOR, "inspection.requested", host.name, {"operation": operation.id}
             )
@@ -177,21 +214,21 @@ class BootService:
     def _is_full(self, tx: Tx) -> bool:
         return tx.count_unconfirmed_hosts() >= self._discovered_hosts_max
 
-    def _inspection(self, host: Host, now: datetime) -> Operation:
+    def _inspection(self, host: Host, pins: Json, now: datetime) -> Operation:
         return Operation(
             id=new_operation_id(),
             host_id=host.id,
             kind=Kind.INSPECTION,
-            phase=Phase.NETBOOTING,
+            phase=Phase.QUEUED,
             generation=host.generation + 1,
             rung=RUNG_LAST,  # it is booting from the network already; there is no ladder
             release=None,
-            pins={"ramdisk": self._ramdisks.newest()},
+            pins={**pins, "ramdisk": self._ramdisks.newest()},
             options={},
             requested_by=DISCOVERY_ACTOR,
             requested_at=now,
             phase_at=now,
-            deadline_at=self._transitions.limits.deadline(Phase.NETBOOTING, now, now),
+            deadline_at=None,
             ended_at=None,
         )
 
@@ -212,8 +249,12 @@ class BootService:
         )
 
 
+def _is_nobody(request: BootRequest) -> bool:
+    """Say whether the firmware tells a UUID, and one that identifies nobody."""
+    return bool((request.uuid or "").strip()) and known_uuid(request.uuid) is None
+
+
 def _discovered(request: BootRequest, now: datetime) -> Host:
-    uuid = (request.uuid or "").lower()
     return new_host(
         new_host_id(),
         f"new-{request.mac.replace(':', '')}",
@@ -221,6 +262,6 @@ def _discovered(request: BootRequest, now: datetime) -> Host:
         now,
         is_confirmed=False,
         firmware=request.firmware,
-        uuid=uuid if uuid and uuid not in EMPTY_UUIDS else None,
+        uuid=known_uuid(request.uuid),
         serial=request.serial,
     )

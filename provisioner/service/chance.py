@@ -31,6 +31,10 @@ def new_operation_id() -> OperationId:
     return OperationId(f"op_{secrets.token_hex(8)}")
 
 
+def new_request_id() -> str:
+    return f"rq_{secrets.token_hex(8)}"
+
+
 def new_token(prefix: str) -> Secret:
     return Secret(f"{prefix}_{secrets.token_urlsafe(32)}")
 

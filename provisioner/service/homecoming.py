@@ -5,13 +5,14 @@ Whether it is healthy beyond that is the health checks' to say.
 
 import hmac
 from dataclasses import replace
+from datetime import datetime
 from typing import Final, NoReturn
 
 from provisioner.core.contracts import Clock, Store, Tx
 from provisioner.core.disks import bare_wwn
 from provisioner.core.lifecycle import E, NotAllowed
 from provisioner.core.model import Host, Json, Kind, Operation, OperationId, Phase
-from provisioner.errors import ProvisionerError, TrustError
+from provisioner.errors import Gone, ProvisionerError, TrustError
 
 from .agent_bodies import DETAIL_BYTES_MAX, bounded, event_of, text_in, texts_in
 from .chance import Derived
@@ -38,8 +39,9 @@ class Homecoming:
     def phone_home(self, body: Json, source: str) -> Json:
         """Judge the report of a freshly booted system by nonce, release and root disk.
 
-        Raises TrustError when the nonce is not the one of a waiting deployment. A report
-        with the right nonce from a wrong system ends the deployment as failed.
+        Raises TrustError when the nonce is not the one of a deployment, NotAllowed when it
+        comes too early, and Gone when the deployment has ended: the nonce died with it. A
+        report with the right nonce from a wrong system ends the deployment as failed.
         """
         nonce = text_in(body, "nonce")
         if not nonce.isascii() or not nonce.isprintable():
@@ -49,22 +51,42 @@ class Homecoming:
         with self._store.begin() as tx:
             operation = self._operation_of_nonce(tx, operation_id, nonce)
             host = tx.host(operation.host_id)
-            row = tx.release(operation.release or "")
-            mismatch = _mismatch(body, operation, row.release_id if row else None)
-            is_unheard = operation.phase is _UNHEARD and mismatch is None
-            if is_unheard:
-                tx.save_host(replace(host, root_disk=operation.evidence.get("disk")))
-            if operation.phase in _BOOTED or is_unheard:
-                self._apply_report(tx, operation, host, body, source, mismatch)
-                text = "phones home" if mismatch is None else f"phones home: {mismatch['message']}"
+            if operation.is_final:
+                text = "a nonce came back after its deployment had ended, refused"
                 tx.add_event(event_of(now, "cloud-init", text, host, operation))
-            elif not operation.is_final:
-                raise NotAllowed(
-                    "a system phoned home before its deployment was written",
-                    host=host.name,
-                    found=str(operation.phase),
-                )
-            return {"accepted": mismatch is None}
+            else:
+                return self._judge(tx, operation, host, body, source, now)
+        raise Gone(
+            "this nonce is spent: its deployment has ended",
+            host=host.name,
+            found=str(operation.phase),
+            hint="the system that sent it need not ask again",
+        )
+
+    def _judge(
+        self,
+        tx: Tx,
+        operation: Operation,
+        host: Host,
+        body: Json,
+        source: str,
+        now: datetime,
+    ) -> Json:
+        row = tx.release(operation.release or "")
+        mismatch = _mismatch(body, operation, row.release_id if row else None)
+        is_unheard = operation.phase is _UNHEARD and mismatch is None
+        if operation.phase not in _BOOTED and not is_unheard:
+            raise NotAllowed(
+                "a system phoned home before its deployment was written",
+                host=host.name,
+                found=str(operation.phase),
+            )
+        if is_unheard:
+            tx.save_host(replace(host, root_disk=operation.evidence.get("disk")))
+        self._apply_report(tx, operation, host, body, source, mismatch)
+        text = "phones home" if mismatch is None else f"phones home: {mismatch['message']}"
+        tx.add_event(event_of(now, "cloud-init", text, host, operation))
+        return {"accepted": mismatch is None}
 
     def _apply_report(
         self,

@@ -17,6 +17,7 @@ from provisioner.core.model import (
     PowerState,
     new_host,
 )
+from provisioner.core.own_host import known_uuid
 from provisioner.errors import Conflict, RequestError
 
 from .chance import new_host_id
@@ -227,7 +228,7 @@ class Hosts:
             self._clock(),
             local_boot=spec.local_boot,
             firmware=spec.firmware,
-            uuid=spec.uuid.lower() if spec.uuid else None,
+            uuid=known_uuid(spec.uuid),
             serial=spec.serial,
             profile=spec.profile,
             bmc=spec.bmc,
@@ -256,6 +257,14 @@ def check_spec(spec: HostSpec) -> HostSpec:
             host=spec.name,
             expected=f"1 to {MACS_MAX} different unicast addresses like 52:54:00:12:34:56",
             found=list(spec.macs),
+        )
+    if spec.uuid and known_uuid(spec.uuid) is None:
+        raise RequestError(
+            f"the UUID of host {spec.name} identifies nobody",
+            host=spec.name,
+            expected="a UUID of its own, or none",
+            found=spec.uuid,
+            hint="leave it out; but a host that reports such a one is given no ticket",
         )
     return replace(spec, macs=macs)
 

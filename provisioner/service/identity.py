@@ -4,21 +4,29 @@ Identity is written once: what is enrolled already is never overwritten.
 """
 
 from dataclasses import replace
-from typing import Final
 
-from provisioner.core.model import Firmware, Host, Json
+from provisioner.core.contracts import Tx
+from provisioner.core.model import Firmware, Host, Json, Ticket
+from provisioner.core.own_host import EMPTY_UUIDS, known_serial, known_uuid
 from provisioner.errors import TrustError
 
 from .agent_bodies import TEXT_MAX
 
-# Firmware that was never given an identity reports one of these; they identify nobody.
-EMPTY_UUIDS: Final = frozenset(
-    {"00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"}
-)
-
 
 class TicketRefused(TrustError):
     code = "ticket_refused"
+
+
+class TicketContested(TicketRefused):
+    """Two came with one ticket: neither goes on, since nobody can tell which is the host."""
+
+    code = "ticket_contested"
+
+
+class IdentityDoubtful(TicketRefused):
+    """Who came with the ticket may be another host as well: the operation ends."""
+
+    code = "identity_doubtful"
 
 
 class TokenRefused(TrustError):
@@ -51,22 +59,76 @@ def _firmware(host: Host, reported: object) -> Firmware | None:
     return host.firmware if is_switched_off else found
 
 
-def check_identity(host: Host, inventory: Json) -> None:
-    """Raise TicketRefused when the inventory has no MAC of the host, or another UUID."""
-    macs = {str(nic.get("mac", "")).lower() for nic in inventory["nics"] if isinstance(nic, dict)}
-    if not macs & set(host.macs):
+def check_identity(ticket: Ticket, host: Host, inventory: Json) -> None:
+    """Raise TicketRefused unless the inventory is that of the host whose ticket it is.
+
+    It must have one of the MACs, the UUID and the serial that were enrolled when the ticket
+    was issued, as far as they were known then.
+    """
+    macs, known = macs_in(inventory), ticket.macs or host.macs
+    if not macs & set(known):
         raise TicketRefused(
             "this boot ticket belongs to another host",
             host=host.name,
-            expected=list(host.macs),
+            expected=list(known),
             found=sorted(macs),
         )
-    uuid = str(inventory.get("uuid") or "").lower()
-    if host.uuid and uuid != host.uuid:
+    enrolled = known_uuid(ticket.uuid or host.uuid)
+    uuid = known_uuid(_text(inventory, "uuid"))
+    if enrolled is not None and uuid != enrolled:
         raise TicketRefused(
             "this boot ticket belongs to a host with another UUID",
             host=host.name,
-            expected=host.uuid,
+            expected=enrolled,
             found=uuid or "none",
             hint="after a new mainboard, delete the host and add it again",
         )
+    marked = known_serial(ticket.serial or host.serial)
+    serial = known_serial(_text(inventory, "serial"))
+    if marked is not None and serial != marked:
+        raise TicketRefused(
+            "this boot ticket belongs to a host with another serial",
+            host=host.name,
+            expected=marked,
+            found=serial or "none",
+            hint="after a new mainboard, delete the host and add it again",
+        )
+
+
+def check_unique(tx: Tx, host: Host, inventory: Json) -> None:
+    """Raise IdentityDoubtful when what came could be another host as well.
+
+    Its UUID identifies nobody, or it has a UUID or a MAC that another host was enrolled with.
+    """
+    told = _text(inventory, "uuid").lower()
+    if told in EMPTY_UUIDS:
+        raise IdentityDoubtful(
+            f"host {host.name} reports a UUID that identifies nobody",
+            host=host.name,
+            expected="a UUID of its own",
+            found=told,
+            hint="set it with the board maker's tool",
+        )
+    twins = [other.name for other in tx.hosts_with_uuid(told) if other.id != host.id]
+    owners = {mac: tx.hosts_with_mac(mac) for mac in sorted(macs_in(inventory))}
+    shared = {
+        mac: sorted(owner.name for owner in found)
+        for mac, found in owners.items()
+        if any(owner.id != host.id for owner in found)
+    }
+    if twins or shared:
+        raise IdentityDoubtful(
+            f"host {host.name} has the UUID or a MAC of another host",
+            host=host.name,
+            expected="an identity of its own",
+            found={"uuid": {told: twins}, "macs": shared} if twins else {"macs": shared},
+            hint="correct what is enrolled; if two boards have one UUID, set another one",
+        )
+
+
+def macs_in(inventory: Json) -> set[str]:
+    return {str(nic.get("mac", "")).lower() for nic in inventory["nics"] if isinstance(nic, dict)}
+
+
+def _text(inventory: Json, key: str) -> str:
+    return str(inventory.get(key) or "").strip()

@@ -1,7 +1,7 @@
 """Requests for operations: deployments, inspections, verifications, cancelling. Decides
 nothing about what follows; that is `lifecycle`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from provisioner.core.contracts import Archive, Clock, Store, Tx
 from provisioner.core.lifecycle import E
@@ -33,7 +33,9 @@ from .requests import (
     profile_of,
 )
 from .seeds import check_renders_for
+from .selections import select_hosts
 from .transitions import Transitions
+from .waiting import Waits
 
 
 class Operations:
@@ -76,14 +78,21 @@ class Operations:
             check_version_floor(manifest, version_floor(tx, row.image))
             check_standing(row)
             made = []
-            for name in hosts:
-                host = host_named(tx, name)
-                check_may_deploy(tx, host, row)
+            found = [host_named(tx, name) for name in hosts]
+            selected = select_hosts(tx, found, actor=actor, now=self._clock())
+            for host in found:
+                check_may_deploy(tx, host, row, self._transitions.guard.own)
                 profile = profile_of(tx, host)
                 check_renders_for(host, profile)
                 check_can_be_proven(host, profile, self._transitions.limits)
-                pins = {"ramdisk": ramdisk, "profile": profile.digest, "release_name": row.name}
-                pins |= {**self._attempts(options).pins(), **_failed_before(tx, host, row.digest)}
+                pins = {
+                    **selected,
+                    "ramdisk": ramdisk,
+                    "profile": profile.digest,
+                    "release_name": row.name,
+                    **self._attempts(options).pins(),
+                    **_failed_before(tx, host, row.digest),
+                }
                 if channel is not None:
                     pins["channel"] = channel
                 operation = self._new(host, Kind.DEPLOYMENT, row.digest, pins, options, actor)
@@ -114,12 +123,15 @@ class Operations:
             # In one order, as whoever removes releases locks them.
             rows = {digest: _held(tx, digest) for digest in digests}
             made = []
+            found = {name: host_named(tx, name) for name in wanted}
+            selected = select_hosts(tx, list(found.values()), actor=actor, now=self._clock())
             for name, digest in wanted.items():
-                host = host_named(tx, name)
-                check_may_disturb(tx, host, "verified")
+                host = found[name]
+                check_may_disturb(tx, host, "verified", self._transitions.guard.own)
                 # The rule of its profile says which disk is meant.
                 profile = profile_of(tx, host)
                 pins = {
+                    **selected,
                     "ramdisk": ramdisk,
                     "profile": profile.digest,
                     "release_name": rows[digest].name,
@@ -133,8 +145,10 @@ class Operations:
         ramdisk = self._newest_ramdisk()
         with self._store.begin() as tx:
             found = host_named(tx, host)
-            check_may_disturb(tx, found, "inspected")
-            operation = self._new(found, Kind.INSPECTION, None, {"ramdisk": ramdisk}, {}, actor)
+            check_may_disturb(tx, found, "inspected", self._transitions.guard.own)
+            pins = select_hosts(tx, [found], actor=actor, now=self._clock())
+            pins["ramdisk"] = ramdisk
+            operation = self._new(found, Kind.INSPECTION, None, pins, {}, actor)
             return queue(tx, found, operation)
 
     def cancel(self, operation_id: str, *, actor: str) -> Operation:
@@ -169,6 +183,10 @@ class Operations:
         with self._store.read() as tx:
             host_id = host_named(tx, host).id if host else None
             return tx.operations(host_id=host_id, phases=phases, limit=limit)
+
+    def why_waiting(self, operations: Sequence[Operation]) -> Mapping[OperationId, str]:
+        """Return by id what keeps those of the operations that are queued from starting."""
+        return Waits(self._store, self._transitions.guard, self._clock).why(operations)
 
     def _trusted(self, digest: str, channel: str | None) -> Manifest:
         """Return the manifest of a release that may be deployed, as far as trust goes.
@@ -236,13 +254,6 @@ def _to_compare(tx: Tx, host: Host, reference: str | None) -> str:
     row = find_release(tx, reference or host.release or "")
     check_present(row)
     return row.digest
-
-
-def why_not_started(operation: Operation, host: Host) -> str | None:
-    """Why a queued operation may not begin after all; None when it may."""
-    if operation.kind is Kind.DEPLOYMENT:
-        return host.why_not_rebuilt
-    return host.why_not_disturbed
 
 
 def missing_ramdisk() -> NotFound:

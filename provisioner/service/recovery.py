@@ -27,6 +27,7 @@ from .follow_ups import RECOVERY, drop, facts_of, operations_of, taken
 from .queueing import new_operation, queue
 from .requests import check_can_be_proven
 from .seeds import check_renders_for
+from .selections import select_hosts
 from .transitions import Transitions
 
 log = structlog.get_logger(__name__)
@@ -114,7 +115,10 @@ class Recovery:
             host,
             Kind.DEPLOYMENT,
             decided.release.digest,
-            pins=self._pins(tx, operation, host, decided),
+            pins={
+                **self._pins(tx, operation, host, decided),
+                **select_hosts(tx, [host], actor=RECOVERY, now=now),
+            },
             options=operation.options,
             actor=RECOVERY,
             now=now,

@@ -1,11 +1,13 @@
 """One event on one operation: load, decide, save with audit row and outbox. No network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from typing import Final
 
 from provisioner.core.contracts import Clock, Outgoing, Tx
 from provisioner.core.effects import Effect
+from provisioner.core.guard import TicketPermit, WritePermit, check_permit
 from provisioner.core.lifecycle import BMC_LOGIN_REFUSED_AT, E, Limits, Step, advance
 from provisioner.core.model import (
     Event,
@@ -17,14 +19,23 @@ from provisioner.core.model import (
     Phase,
     Ticket,
 )
+from provisioner.core.own_host import known_serial, known_uuid
 from provisioner.core.recovery import FollowUp, OnQuarantine, Policy, called_off, follow_up
 
 from .chance import Derived, digest_of, new_token
+from .facts import GuardFacts
 from .follow_ups import RECOVERY, Ending, drop, ended, facts_of, record, settled
+
+# Beyond these events lies what cannot be taken back. Only the guard makes the permits.
+_NEEDS: Final[Mapping[E, type[TicketPermit] | type[WritePermit]]] = {
+    E.START: TicketPermit,
+    E.WRITE_PERMITTED: WritePermit,
+}
 
 
 class Transitions:
-    """Moves operations, each in the caller's transaction."""
+    """Moves operations, each in the caller's transaction. `guard` reads what the guard is
+    asked with, for those who need a permit."""
 
     def __init__(
         self,
@@ -35,6 +46,7 @@ class Transitions:
         new_key: Callable[[], str] = lambda: new_token("fx").reveal(),
         *,
         policy: Policy = Policy(),  # noqa: B008 # a frozen value
+        guard: GuardFacts | None = None,
     ) -> None:
         self._clock = clock
         self._derived = derived
@@ -42,6 +54,7 @@ class Transitions:
         self._ticket_lifetime = ticket_lifetime
         self._new_key = new_key
         self._policy = policy
+        self.guard = guard or GuardFacts()
 
     @property
     def policy(self) -> Policy:
@@ -63,14 +76,18 @@ class Transitions:
         error: Json | None = None,
         evidence: Json | None = None,
         progress: Json | None = None,
+        permit: TicketPermit | WritePermit | None = None,
     ) -> Step:
         """Carry out `event` and return the step taken.
 
-        Raises NotAllowed when the generation is old or the tables have no such move; then
-        nothing was changed.
+        START and WRITE_PERMITTED need the guard's `permit` for this operation. Raises
+        NotAllowed when the generation is old or the tables have no such move; then nothing
+        was changed.
         """
         before = tx.operation(operation_id)
         host = tx.host(before.host_id)
+        if event in _NEEDS:
+            check_permit(permit, _NEEDS[event], before)
         step = advance(
             before,
             host,
@@ -98,15 +115,22 @@ class Transitions:
             record(tx, ending, self._clock())
         elif is_deployment and step.operation.phase is Phase.SUCCEEDED:
             tx.forget_failure(host.id, step.operation.release or "")
-        if event is E.START:
-            self.issue_ticket(tx, step.operation)
+        if isinstance(permit, TicketPermit):
+            self.issue_ticket(tx, step.operation, host, permit)
         for effect in step.effects:
             self._enqueue(tx, step.operation, step.host, effect)
+        if step.operation.is_final:
+            self._close(tx, step)
+        return step
+
+    def _close(self, tx: Tx, step: Step) -> None:
+        """Take back what an operation that has ended had permitted, and count its failure."""
         # An agent whose report ends its operation may have to say so twice, with its token.
         # Its ticket is consumed, and an operation that has ended permits nothing.
-        if step.operation.is_final and event not in (E.AGENT_FAILED, E.COMPARED):
-            tx.revoke_operation(operation_id, self._clock())
-        return step
+        if step.event not in (E.AGENT_FAILED, E.COMPARED):
+            tx.revoke_operation(step.operation.id, self._clock())
+        if step.operation.phase is Phase.FAILED and step.operation.kind is Kind.DEPLOYMENT:
+            self.guard.look_at_breaker(tx, self._clock())
 
     def settle(self, tx: Tx, operation: Operation, host: Host, decided: FollowUp) -> Ending:
         """Save another follow-up of an operation that has ended, instead of what was to come."""
@@ -155,8 +179,10 @@ class Transitions:
         is_kept = self._policy.on_quarantine is OnQuarantine.RAMDISK
         return is_kept and host.quarantine_reason is not None
 
-    def issue_ticket(self, tx: Tx, operation: Operation) -> None:
-        """Give the operation its one boot ticket; only the hash is stored."""
+    def issue_ticket(self, tx: Tx, operation: Operation, host: Host, permit: TicketPermit) -> None:
+        """Give the operation its one boot ticket, for this host as it is enrolled now; of the
+        ticket only the hash is stored."""
+        check_permit(permit, TicketPermit, operation)
         ticket = self._derived.ticket(operation.id, operation.generation)
         tx.add_ticket(
             Ticket(
@@ -165,6 +191,9 @@ class Transitions:
                 host_id=operation.host_id,
                 generation=operation.generation,
                 expires_at=self._clock() + self._ticket_lifetime,
+                macs=host.macs,
+                uuid=known_uuid(host.uuid),
+                serial=known_serial(host.serial),
             )
         )
 

@@ -9,22 +9,22 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
-from provisioner.core.contracts import Clock, EffectWorker, Store
+from provisioner.core.contracts import Clock, EffectWorker, Store, Tx
+from provisioner.core.guard import HostRefused, Wait, authorise_ticket
 from provisioner.core.lifecycle import E, NotAllowed, deadline_event
 from provisioner.core.model import FINAL, Host, Json, Kind, Operation, OperationId, Phase
 from provisioner.core.profile import Health, health_of
 from provisioner.errors import ProvisionerError, Unavailable
 
-from .boot import DISCOVERY_ACTOR
 from .health import Finding, check_all
-from .operations import why_not_started
 from .performer import Performer
 from .recovery import Recovery
 from .transitions import Transitions
+from .waiting import Waits
 
 log = structlog.get_logger(__name__)
 
@@ -38,8 +38,10 @@ OUTAGE: Final = timedelta(seconds=20)
 OUTAGE_GRACE: Final = timedelta(seconds=45)
 CHECKERS_MAX: Final = 16
 BATCH_MAX: Final = 100
+# Of each group only the oldest are looked at; behind those that wait, all wait.
+PER_GROUP_MAX: Final = 50
+WAITING_LOOK: Final = timedelta(seconds=1)
 RECONCILER: Final = "reconciler"
-_IN_FLIGHT: Final = [phase for phase in Phase if phase not in FINAL and phase is not Phase.QUEUED]
 
 
 class Worker:
@@ -51,20 +53,21 @@ class Worker:
         effects: EffectWorker,
         clock: Clock,
         recovery: Recovery,
-        *,
-        in_flight_max: int,
     ) -> None:
         self._store = store
         self._transitions = transitions
         self._performer = performer
         self._effects = effects
         self._clock = clock
-        self._in_flight_max = in_flight_max
         self._recovery = recovery
         # A thread of its own: the release archive may be slow to answer, and deadlines are not
         # to wait for it.
         self._recoverer = ThreadPoolExecutor(1, thread_name_prefix="recovery")
         self._recovering: Future[None] | None = None
+        self._guard = transitions.guard
+        self._waits = Waits(store, transitions.guard, clock)
+        self._has_waiting = False
+        self._next_start = clock()
         self._checkers = ThreadPoolExecutor(CHECKERS_MAX, thread_name_prefix="health")
         self._checking: dict[OperationId, Future[None]] = {}
         self._next_check: dict[OperationId, datetime] = {}
@@ -96,7 +99,10 @@ class Worker:
         if now >= self._next_recovery:
             self.begin_recovery()
             self._next_recovery = now + RECOVERY_EVERY
-        self.start_queued()
+        if now >= self._next_start:
+            self.start_queued()
+            # Who waits now waits a moment later as well, and the queue may be long.
+            self._next_start = now + (WAITING_LOOK if self._has_waiting else timedelta())
         self.prove_booted()
         if now >= self._next_overdue:
             self.end_overdue()
@@ -114,36 +120,43 @@ class Worker:
         self._recovering = self._recoverer.submit(self._recovery.take_due)
 
     def start_queued(self) -> None:
-        """Start queued operations, oldest first, while fewer than the limit are in flight."""
+        """Start queued operations whose turn has come, oldest first, and tell the others'
+        timelines why they wait."""
         with self._store.read() as tx:
-            queued = tx.operations(phases=[Phase.QUEUED], newest_first=False, limit=BATCH_MAX)
-            if not queued:
+            queue = tx.queued(per_group_max=PER_GROUP_MAX)
+            if not queue:
+                self._has_waiting = False
                 return
-            # Unknown machines come on their own; a rack of them must not hold up those
-            # that somebody asked for. They have a limit of their own.
-            in_flight = tx.count_operations(_IN_FLIGHT, not_by=DISCOVERY_ACTOR)
-        for operation in queued[: max(self._in_flight_max - in_flight, 0)]:
-            with _alone(operation):
-                self._start(operation)
+            view = self._guard.view(tx, {one.group for one in queue}, self._clock())
+        started, held = 0, []
+        for queued in queue:
+            if (reason := view.why_waits(queued)) is not None:
+                held.append((queued, reason))
+            elif started < BATCH_MAX and self._start(queued.operation_id):
+                view.count_start(queued)
+                started += 1
+        self._waits.tell(held)
+        self._has_waiting = bool(held)
 
-    def _start(self, operation: Operation) -> None:
-        """Start it, or end it when its host was flagged since it was requested."""
-        try:
+    def _start(self, operation_id: OperationId) -> bool:
+        """Start it, or end it when its host was flagged since it was requested. Return
+        whether it was started."""
+        with _alone(operation_id), self._store.begin() as tx:
             # One transaction: a flag that was set before it is seen, or waits for it.
-            with self._store.begin() as tx:
-                operation = tx.operation(operation.id)
-                host = tx.host(operation.host_id)
-                reason = why_not_started(operation, host)
-                self._transitions.apply(
-                    tx,
-                    operation.id,
-                    E.START if reason is None else E.REFUSED,
-                    generation=operation.generation,
-                    actor=RECONCILER,
-                    error=_refused_error(host, reason) if reason is not None else None,
-                )
-        except NotAllowed as refusal:
-            log.info("decision overtaken", operation=operation.id, why=refusal.message)
+            operation = tx.operation(operation_id)
+            host = tx.host(operation.host_id)
+            facts = self._guard.of(tx, operation, host)
+            fleet = self._guard.fleet(tx, host, self._clock())
+            try:
+                permit = authorise_ticket(operation, host, facts, fleet, self._guard.rules)
+            except HostRefused as refusal:
+                self._move(tx, operation, E.REFUSED, error=refusal.as_dict())
+                return False
+            if isinstance(permit, Wait):
+                return False
+            self._move(tx, operation, E.START, permit=permit, progress={})
+            return True
+        return False
 
     def end_overdue(self) -> None:
         """Give every operation whose deadline has passed its next rung or its end."""
@@ -155,8 +168,19 @@ class Worker:
                 limit=BATCH_MAX,
             )
         for operation in overdue:
-            with _alone(operation):
-                self._apply(operation, deadline_event(operation), error=self._overdue(operation))
+            with _alone(operation.id):
+                self._end_or_hold(operation)
+
+    def _end_or_hold(self, operation: Operation) -> None:
+        """End what is overdue; but who only waits for its turn may wait on, for a while."""
+        waits = self._waits.why([operation]).get(operation.id)
+        if waits is not None and self._transitions.limits.may_wait(operation, self._clock()):
+            self._apply(operation, E.HELD)
+            return
+        with self._store.read() as tx:
+            host = tx.host(operation.host_id)
+        error = overdue_error(operation, host, self._clock(), waits)
+        self._apply(operation, deadline_event(operation), error=error)
 
     def prove_booted(self) -> None:
         """Begin a round of health checks for each operation that is due one."""
@@ -196,34 +220,33 @@ class Worker:
     ) -> None:
         try:
             with self._store.begin() as tx:
-                self._transitions.apply(
-                    tx,
-                    operation.id,
-                    event,
-                    generation=operation.generation,
-                    actor=RECONCILER,
-                    error=error,
-                    evidence=evidence,
-                )
+                self._move(tx, operation, event, error=error, evidence=evidence)
         except NotAllowed as refusal:
             # Something else happened since we looked; the next look decides anew.
             log.info("decision overtaken", operation=operation.id, why=refusal.message)
 
-    def _overdue(self, operation: Operation) -> Json:
-        with self._store.read() as tx:
-            host = tx.host(operation.host_id)
-        return overdue_error(operation, host, self._clock())
+    def _move(self, tx: Tx, operation: Operation, event: E, **more: Any) -> None:
+        self._transitions.apply(
+            tx,
+            operation.id,
+            event,
+            generation=operation.generation,
+            actor=RECONCILER,
+            **more,
+        )
 
 
 @contextmanager
-def _alone(operation: Operation) -> Iterator[None]:
+def _alone(operation_id: OperationId) -> Iterator[None]:
     """Let what is wrong with one operation or its host not keep the others from going on."""
     try:
         yield
     except Unavailable:
         raise
+    except NotAllowed as refusal:
+        log.info("decision overtaken", operation=operation_id, why=refusal.message)
     except ProvisionerError as error:
-        log.error("operation not moved", operation=operation.id, why=error.message)
+        log.error("operation not moved", operation=operation_id, why=error.message)
 
 
 def judge(
@@ -243,19 +266,8 @@ def judge(
     return (E.SOAKED if soaked else E.CHECKED), evidence
 
 
-def _refused_error(host: Host, reason: str) -> Json:
-    return {
-        "code": "host_refused",
-        "message": f"host {host.name} was left alone: {reason}",
-        "host": host.name,
-        "expected": "a host without flags",
-        "found": reason,
-        "hint": f"provisioner host show {host.name}; then request it again",
-    }
-
-
 _EXPECTED: Final[dict[Phase, tuple[str, str]]] = {
-    Phase.QUEUED: ("a free place among the operations in flight", "wait, or raise the limit"),
+    Phase.QUEUED: ("its turn to start", "raise the limit that kept it waiting"),
     Phase.NETBOOTING: (
         "the boot ticket to come back from the ramdisk",
         "look at the host's console and at its boot order; the network must reach our DHCP",
@@ -271,13 +283,16 @@ _EXPECTED: Final[dict[Phase, tuple[str, str]]] = {
 }
 
 
-def overdue_error(operation: Operation, host: Host, now: datetime) -> Json:
-    """Return why an operation ends that ran out of time, as an error in JSON."""
+def overdue_error(
+    operation: Operation, host: Host, now: datetime, waits: str | None = None
+) -> Json:
+    """Return why an operation ends that ran out of time, as an error in JSON. `waits` is what
+    kept it from starting."""
     expected, hint = _EXPECTED[operation.phase]
     if operation.kind is Kind.VERIFICATION and operation.phase is Phase.VERIFYING:
         hint = "look at the host's console; its disk was only read"
     waited = int((now - operation.phase_at).total_seconds())
-    found = f"nothing for {waited} s"
+    found = f"nothing for {waited} s" if waits is None else f"after {waited} s it waits: {waits}"
     if operation.phase is Phase.PROVING:
         checks: Json = operation.evidence.get("checks", {})
         bad = {name: check["found"] for name, check in checks.items() if not check["healthy"]}

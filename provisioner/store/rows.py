@@ -6,6 +6,7 @@ from typing import Any
 
 from ..core.audit import AuditRow
 from ..core.contracts import AgentToken, ApiToken
+from ..core.fleet import GROUP_LABEL, Breaker, Selection
 from ..core.model import (
     BmcAddress,
     Channel,
@@ -62,6 +63,7 @@ def host_row(host: Host, sealing: Sealing) -> dict[str, Any]:
         "in_maintenance": host.in_maintenance,
         "quarantine_reason": host.quarantine_reason,
         "labels": dict(host.labels),
+        "group_name": host.labels.get(GROUP_LABEL) or None,
         "inventory": host.inventory,
         "root_disk": host.root_disk,
         "created_at": host.created_at,
@@ -116,8 +118,30 @@ def operation_of(row: Row) -> Operation:
     return Operation(**values)
 
 
+def selection_row(selection: Selection) -> dict[str, Any]:
+    return {
+        "id": selection.request_id,
+        "hosts": list(selection.hosts),
+        "requested_by": selection.requested_by,
+        "requested_at": selection.requested_at,
+    }
+
+
+def selection_of(row: Row) -> Selection:
+    hosts = tuple(HostId(one) for one in row["hosts"])
+    return Selection(row["id"], hosts, row["requested_by"], row["requested_at"])
+
+
+def breaker_of(row: Row) -> Breaker:
+    return Breaker(**{name: row[name] for name in Breaker.__dataclass_fields__})
+
+
+def ticket_row(ticket: Ticket) -> dict[str, Any]:
+    return {**asdict(ticket), "macs": list(ticket.macs)}
+
+
 def ticket_of(row: Row) -> Ticket:
-    return Ticket(**row)
+    return Ticket(**{**row, "macs": tuple(row["macs"])})
 
 
 def agent_token_of(row: Row) -> AgentToken:

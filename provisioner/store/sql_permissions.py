@@ -9,7 +9,7 @@ from sqlalchemy import select
 from ..core.contracts import AgentToken, ApiToken
 from ..core.model import HostId, Json, OperationId, Ticket
 from ..errors import Conflict
-from .rows import agent_token_of, api_token_of, ticket_of
+from .rows import agent_token_of, api_token_of, ticket_of, ticket_row
 from .sql import Queries
 from .tables import agent_tokens, api_tokens, replies, tickets
 
@@ -19,7 +19,7 @@ REPLIES_KEPT: Final = timedelta(days=1)
 
 class PermissionQueries(Queries):
     def add_ticket(self, ticket: Ticket) -> None:
-        self._add(tickets, ticket.__dict__)
+        self._add(tickets, ticket_row(ticket))
 
     def ticket(self, digest: str) -> Ticket | None:
         row = self._one(select(tickets).where(tickets.c.digest == digest))
@@ -46,6 +46,10 @@ class PermissionQueries(Queries):
     def agent_token(self, digest: str) -> AgentToken | None:
         row = self._one(select(agent_tokens).where(agent_tokens.c.digest == digest))
         return agent_token_of(row) if row is not None else None
+
+    def renew_agent_token(self, digest: str, until: datetime) -> None:
+        mine = agent_tokens.update().where(agent_tokens.c.digest == digest)
+        self._change(mine.values(expires_at=until))
 
     def revoke_operation(self, operation_id: OperationId, at: datetime) -> None:
         table = tickets.c

@@ -12,6 +12,7 @@ from ..core.contracts import Tx
 from ..errors import Unavailable
 from .engine import for_reading
 from .rows import Sealing
+from .sql_fleet import FleetQueries
 from .sql_hosts import HostQueries
 from .sql_operations import OperationQueries
 from .sql_permissions import PermissionQueries
@@ -27,6 +28,7 @@ class SqlTx(
     HostQueries,
     OperationQueries,
     PermissionQueries,
+    FleetQueries,
     ReleaseQueries,
     ProfileQueries,
     RecordQueries,

@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-from ..core.model import FINAL
+from ..core.model import FINAL, Phase
 
 # Named by rule, so that a later migration can name what it changes on either database.
 metadata: Final = MetaData(
@@ -83,6 +83,12 @@ UNFINISHED: Final = text(
     "phase NOT IN ({})".format(", ".join(f"'{phase}'" for phase in sorted(FINAL)))
 )
 
+IN_FLIGHT: Final = text(
+    "phase IN ({})".format(
+        ", ".join(f"'{phase}'" for phase in sorted(set(Phase) - FINAL - {Phase.QUEUED}))
+    )
+)
+
 hosts: Final = Table(
     "hosts",
     metadata,
@@ -108,6 +114,7 @@ hosts: Final = Table(
     Column("in_maintenance", Boolean, nullable=False),
     Column("quarantine_reason", String),
     Column("labels", JsonText, nullable=False),
+    Column("group_name", String),  # the label `group`, to count by
     Column("inventory", JsonText),
     Column("root_disk", JsonText),
     Column("created_at", Moment, nullable=False),
@@ -115,6 +122,9 @@ hosts: Final = Table(
         "(bmc_address IS NULL) = (bmc_password IS NULL)",
         name="bmc_has_password",
     ),
+    Index("ix_hosts_of_group", "group_name", "state"),
+    # All that counting needs of a host, so that its inventory is not read past.
+    Index("ix_hosts_group_by_id", "id", "group_name", "state"),
 )
 
 nics: Final = Table(
@@ -142,6 +152,7 @@ operations: Final = Table(
     Column("requested_at", Moment, nullable=False, index=True),
     Column("phase_at", Moment, nullable=False),
     Column("deadline_at", Moment),
+    Column("started_at", Moment),
     Column("ended_at", Moment),
     Column("phase_seconds", JsonText, nullable=False),
     Column("progress", JsonText, nullable=False),
@@ -172,6 +183,46 @@ operations: Final = Table(
         sqlite_where=text("follow_up_at IS NOT NULL"),
         postgresql_where=text("follow_up_at IS NOT NULL"),
     ),
+    Index(
+        "ix_operations_in_flight",
+        "id",
+        sqlite_where=IN_FLIGHT,
+        postgresql_where=IN_FLIGHT,
+    ),
+    Index(
+        "ix_operations_started",
+        "started_at",
+        sqlite_where=text("started_at IS NOT NULL"),
+        postgresql_where=text("started_at IS NOT NULL"),
+    ),
+    Index(
+        "ix_operations_failed",
+        "ended_at",
+        sqlite_where=text("phase = 'failed'"),
+        postgresql_where=text("phase = 'failed'"),
+    ),
+)
+
+# Who asked for which hosts, once for all operations of the request: a thousand ids in each
+# of a thousand operations would be written anew with every heartbeat.
+requests: Final = Table(
+    "requests",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("requested_by", String, nullable=False),
+    Column("requested_at", Moment, nullable=False, index=True),
+    Column("hosts", JsonText, nullable=False),
+)
+
+breaker: Final = Table(
+    "breaker",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("opened_at", Moment),
+    Column("reason", String),
+    Column("closed_at", Moment),
+    Column("closed_by", String),
+    Column("closed_reason", String),
 )
 
 
@@ -189,6 +240,9 @@ tickets: Final = Table(
     Column("generation", Integer, nullable=False),
     Column("expires_at", Moment, nullable=False),
     Column("consumed_at", Moment),
+    Column("macs", JsonText, nullable=False, server_default="[]"),
+    Column("uuid", String),
+    Column("serial", String),
     Index("ix_tickets_of_host", "host_id", "generation", "expires_at"),
 )
 

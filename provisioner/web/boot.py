@@ -70,7 +70,7 @@ def create_app(service: BootListener, files: FileSource | None = None) -> Flask:
 
     def decide(loader: Loader) -> BootPlan:
         asking = boot_request(request.args, loader)
-        decided = deciding.submit(service.boot.answer, asking, _source(loader))
+        decided = deciding.submit(service.boot.answer, asking, _source(loader, service.boot))
         try:
             return decided.result(DECISION_LIMIT_S)
         except TimeoutError:
@@ -106,16 +106,19 @@ def _told(plan: BootPlan, arguments: tuple[str, ...]) -> BootPlan:
     return replace(plan, arguments=arguments) if isinstance(plan, Ramdisk) else plan
 
 
-def _source(loader: Loader) -> str:
-    """Return the host's address, for the timeline only: it decides nothing.
+def _source(loader: Loader, boot: BootService) -> str:
+    """Return the host's address.
 
-    GRUB's question comes from our TFTP server, which names the address that asked it.
+    GRUB's question comes from our TFTP server, which names the address that asked it. From
+    anywhere else such a name is anyone's to write, and is not looked at.
     """
-    told = request.args.get("address", "") if loader is Loader.GRUB else ""
+    asking = peer()
+    if loader is not Loader.GRUB or not boot.may_speak_for_others(asking):
+        return asking
     try:
-        return str(ipaddress.ip_address(told)) if told else peer()
+        return str(ipaddress.ip_address(request.args.get("address", "")))
     except ValueError:
-        return peer()
+        return asking
 
 
 def _response(text: str, status: int) -> Response:

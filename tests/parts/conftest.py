@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from provisioner.core.fleet import Rules
 from provisioner.core.recovery import Policy
 from provisioner.imaging.archive import Archive
 from provisioner.store.engine import open_engine
@@ -111,13 +112,16 @@ def site(
 ) -> Iterator[Site]:
     """A whole service on SQLite with two releases and the profile `web`; no host yet.
 
-    Mark a test with `discovering` to have discovery switched on.
+    Mark a test with `discovering` to have discovery switched on, and with `rules` to have
+    other ones than two in flight.
     """
     path = tmp_path / "state.db"
     shutil.copy(sqlite_template, path)
     discovery = request.node.get_closest_marker("discovering") is not None
+    marked = request.node.get_closest_marker("rules")
+    rules = Rules(**marked.kwargs) if marked else None
     with running_site(
-        f"sqlite:///{path}", archive_of_two, ramdisk_folder, discovery=discovery
+        f"sqlite:///{path}", archive_of_two, ramdisk_folder, discovery=discovery, rules=rules
     ) as site:
         for manifest in archive_of_two.releases():
             site.releases.register(manifest, STORED_BYTES, actor=ACTOR)

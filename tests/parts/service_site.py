@@ -16,13 +16,17 @@ from sqlalchemy import Connection, event, text
 
 from provisioner.core.bootplan import BootPlan, BootRequest, Ramdisk
 from provisioner.core.contracts import Archive, Outgoing
+from provisioner.core.fleet import Rules
 from provisioner.core.lifecycle import LIMIT, Limits
 from provisioner.core.model import BmcAddress, Event, Host, Json, Operation, Phase, Secret
 from provisioner.core.recovery import Policy
+from provisioner.service.addresses import Addresses
 from provisioner.service.agents import AgentSessions
 from provisioner.service.audit import Audit
 from provisioner.service.boot import BootService
+from provisioner.service.breaker import Breakers
 from provisioner.service.chance import Derived
+from provisioner.service.facts import GuardFacts
 from provisioner.service.hosts import Hosts, HostSpec
 from provisioner.service.operations import Operations
 from provisioner.service.performer import Performer
@@ -102,12 +106,14 @@ class Site:
     boot: BootService
     agents: AgentSessions
     audit: Audit
+    breakers: Breakers
     tokens: Tokens
     transitions: Transitions
     performer: Performer
     recovery: Recovery
     worker: Worker
     derived: Derived
+    leases: dict[str, frozenset[str]]  # what our own DHCP gave, by MAC; it gives none at first
 
     def perform(self, *, at_most: int = 100) -> int:
         """Perform the waiting effects and those that follow from them; return how many."""
@@ -145,9 +151,9 @@ class Site:
     def phase(self, operation: Operation) -> Phase:
         return self.at(operation).phase
 
-    def ask(self, number: int = 1, **more: Any) -> BootPlan:
+    def ask(self, number: int = 1, source: str = GATEWAY, **more: Any) -> BootPlan:
         """Return what a host is told that asks the network how to boot."""
-        return self.boot.answer(BootRequest(**{"mac": mac(number), **more}), GATEWAY)
+        return self.boot.answer(BootRequest(**{"mac": mac(number), **more}), source)
 
     def texts(self) -> str:
         """Return everything that people can read: audit log, timeline and operations."""
@@ -312,25 +318,34 @@ def running_site(
     *,
     discovery: bool = False,
     policy: Policy = Policy(),  # noqa: B008 # a frozen value
+    rules: Rules | None = None,
 ) -> Iterator[Site]:
     """A service over the database at `url`, which has its tables already."""
     clock, outbox, pool = SetClock(NOW), Outbox(), FakeBmcPool()
     store = SqlStore(open_engine(url), outbox, sealing())
     derived = Derived(bytes(range(32)))
-    transitions = Transitions(clock, derived, limits(), TICKET_LIFETIME, policy=policy)
+    guard = GuardFacts(rules=rules or Rules(in_flight_max=2))
+    transitions = Transitions(clock, derived, limits(), TICKET_LIFETIME, policy=policy, guard=guard)
     recovery = Recovery(store, transitions, archive, clock)
     shelf = Ramdisks(ramdisks)
     performer = Performer(
         store, transitions, pool, clock, soft_shutdown_limit=SOFT_SHUTDOWN, pause=clock.pass_
     )
+    leases: dict[str, frozenset[str]] = {}
+    addresses = Addresses(lambda: leases, own=("127.0.0.1",))
     agents = AgentSessions(
-        store,
-        transitions,
-        clock,
-        derived,
+        *(store, transitions, clock, derived),
         boot_url=BOOT_URL,
         mirrors=(MIRROR,),
         vendor_data=lambda nonce: f"#cloud-config\n# {nonce}\n",
+        addresses=addresses,
+    )
+    boot = BootService(
+        *(store, transitions, clock, derived, shelf),
+        record=lambda event: keep(store, event),
+        discovery=discovery,
+        discovered_hosts_max=3,
+        addresses=addresses,
     )
     site = Site(
         clock=clock,
@@ -342,24 +357,17 @@ def running_site(
         operations=Operations(store, transitions, clock, shelf.newest, archive),
         profiles=Profiles(store, clock),
         releases=Releases(store, archive, clock, transitions, tested_channels=[TESTED_CHANNEL]),
-        boot=BootService(
-            store,
-            transitions,
-            clock,
-            derived,
-            shelf,
-            record=lambda event: keep(store, event),
-            discovery=discovery,
-            discovered_hosts_max=3,
-        ),
+        boot=boot,
         agents=agents,
         audit=Audit(store),
+        breakers=Breakers(store, clock),
         tokens=Tokens(store, clock),
         transitions=transitions,
         performer=performer,
         recovery=recovery,
-        worker=Worker(store, transitions, performer, outbox, clock, recovery, in_flight_max=2),
+        worker=Worker(store, transitions, performer, outbox, clock, recovery),
         derived=derived,
+        leases=leases,
     )
     try:
         yield site

@@ -20,6 +20,7 @@ from provisioner.agent.problems import (
     SeedGone,
     SeedUnfit,
     ServiceRefused,
+    ServiceUnreachable,
 )
 from provisioner.agent.session import say_hello
 from provisioner.core.disks import NoDiskMatches
@@ -353,3 +354,17 @@ def test_another_certificate_is_not_spoken_to(rig: Rig) -> None:
         say_hello(client, rig.service.ticket, {}, patience_s=0.1)
     assert caught.value.code == "service_unreachable"
     assert not rig.service.calls
+
+
+@pytest.mark.parametrize("call", ["authorise", "progress", "seed", "failed", "done"])
+def test_a_false_certificate_gets_no_token_and_no_seed_is_asked_of_it(rig: Rig, call: str) -> None:
+    """The listener's address was taken over after the hello: nothing is said to whoever has
+    another key, and nothing that it says is taken for a permission."""
+    with running(Service(files={}, hello={})) as impostor:
+        (rig.folder / "ca.pem").write_bytes(rig.service.ca_pem)
+        client = ServiceClient(Origin.parse(impostor.agent_url), str(rig.folder / "ca.pem"))
+        client.use_token("at_canary")
+        with pytest.raises(ServiceUnreachable) as caught:
+            client.post(f"/agent/v1/{call}", {"generation": 1}, patience_s=0.1)
+        assert "certificate" in str(caught.value.found)
+        assert not impostor.calls

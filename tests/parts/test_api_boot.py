@@ -294,7 +294,7 @@ def test_an_agent_goes_the_whole_way_by_http(agent_url: str, site: Site) -> None
     assert evidence["agent_address"] == "127.0.0.1", "the socket's own address"
 
 
-def test_the_peer_is_the_socket_whatever_a_header_says(agent_url: str, site: Site) -> None:
+def test_public_the_peer_is_the_socket_whatever_a_header_says(agent_url: str, site: Site) -> None:
     """Forwarding headers were trusted in public, and are anyone's to write."""
     site.add_host()
     operation = site.deploy("r1n1")
@@ -316,8 +316,10 @@ def test_a_used_ticket_is_a_problem_that_names_the_host(agent_url: str, site: Si
     assert again.status_code == 403
     assert again.headers["Content-Type"] == "application/problem+json"
     problem = again.json()
-    assert (problem["code"], problem["host"]) == ("ticket_refused", "r1n1")
+    assert (problem["code"], problem["host"]) == ("ticket_contested", "r1n1")
     assert ticket not in again.text
+    third = httpx.post(f"{agent_url}/agent/v1/hello", json=body)
+    assert (third.status_code, third.json()["code"]) == (403, "ticket_refused")
 
 
 def test_a_comparison_ends_by_http(agent_url: str, site: Site) -> None:

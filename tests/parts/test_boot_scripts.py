@@ -197,7 +197,8 @@ def test_a_grub_config_ends_at_the_disk_or_at_the_firmware(method: LocalBoot) ->
 def test_only_a_mac_stands_in_the_hosts_file() -> None:
     text = hosts_file_text(["52:54:00:77:00:02", "52:54:00:77:00:01", "52:54:00:77:00:01"])
     assert text == (
-        "dhcp-host=52:54:00:77:00:01,set:secure-boot\ndhcp-host=52:54:00:77:00:02,set:secure-boot\n"
+        "dhcp-host=52:54:00:77:00:01,id:*,set:secure-boot\n"
+        "dhcp-host=52:54:00:77:00:02,id:*,set:secure-boot\n"
     )
     with pytest.raises(ConfigError):
         hosts_file_text(["52:54:00:77:00:01,10.77.0.1"])

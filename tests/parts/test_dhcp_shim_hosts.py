@@ -11,7 +11,7 @@ from provisioner.errors import Unavailable
 from provisioner.netboot.shim_hosts import ShimHosts
 
 ONE, TWO = "52:54:00:77:00:01", "52:54:00:77:00:02"
-LINE = f"dhcp-host={ONE},set:secure-boot\n"
+LINE = f"dhcp-host={ONE},id:*,set:secure-boot\n"
 
 
 class Database:

@@ -108,6 +108,26 @@ def test_it_reports_until_it_is_accepted_and_then_forgets_the_nonce(
     assert not config.exists()
 
 
+def test_it_gives_up_when_its_deployment_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer that accepted it was lost, or the deployment was given up: no unit fails."""
+
+    class Over(ReportService):
+        def answer(self, name: str, body: dict[str, Any], _: str) -> tuple[int, dict[str, Any]]:
+            self.calls.append((name, body))
+            return 410, {}
+
+    config = tmp_path / "reporter.json"
+    with running(Over(files={}, hello={})) as service:
+        pem = service.ca_pem.decode()
+        config.write_text(json.dumps({"url": service.agent_url, "nonce": "n-1", "ca_pem": pem}))
+        monkeypatch.setattr(reporter, "CONFIG", str(config))
+        assert reporter.main() == 0
+    assert len(service.calls) == 1
+    assert not config.exists()
+
+
 def test_it_does_not_report_to_a_stranger() -> None:
     """Another certificate than the pinned one gets no nonce."""
     _, pem = self_signed("127.0.0.1")

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from provisioner.core.bootplan import LocalDisk, Ramdisk
-from provisioner.core.lifecycle import LIMIT, NotAllowed
+from provisioner.core.lifecycle import NotAllowed
 from provisioner.core.model import Phase
 from provisioner.core.profile import Check
 from provisioner.errors import ProvisionerError, RequestError
-from provisioner.service.chance import digest_of
 from provisioner.service.health import check_all
 from provisioner.service.performer import Performer
 from provisioner.store.engine import open_engine
@@ -163,19 +162,6 @@ def test_a_soak_that_outlasts_its_phase_is_refused_before_anything_is_written(si
     site.profiles.save("web", {**document, "health": {"soak_s": 1800}}, actor=ACTOR)
     with pytest.raises(ProvisionerError, match="soak"):
         site.deploy("r1n1")
-
-
-def test_a_token_outlives_the_phases_of_its_agent(site: Site) -> None:
-    site.add_host()
-    site.deploy("r1n1")
-    site.perform()
-    agent = Agent(site).boots()
-    agent.hello()
-    with site.store.read() as tx:
-        token = tx.agent_token(digest_of(agent.token))
-    assert token is not None
-    phases = (Phase.PREPARING, Phase.WRITING, Phase.VERIFYING)
-    assert token.expires_at - site.clock() > sum((LIMIT[one] for one in phases), timedelta())
 
 
 # --- odd texts ---------------------------------------------------------------------------------

@@ -134,8 +134,9 @@ def test_an_unhealthy_system_begins_its_soak_anew(site: Site, ssh_port: int) -> 
 # --- tickets ------------------------------------------------------------------------------
 
 
-def test_a_used_ticket_is_refused_and_noted(site: Site, agent: Agent) -> None:
+def test_the_ticket_of_an_ended_operation_is_refused_and_noted(site: Site, agent: Agent) -> None:
     agent.boots().hello()
+    agent.failed()
     before = state_of(site)
     with pytest.raises(TicketRefused, match="used already"):
         agent.hello()
@@ -199,7 +200,10 @@ def test_identity_is_written_once(site: Site, agent: Agent) -> None:
     agent.failed()
     site.deploy("r1n1")
     site.perform()
-    again = Agent(site, inventory=inventory(1, serial="SN-other", firmware="uefi"))
+    other = Agent(site, inventory=inventory(1, serial="SN-other")).boots()
+    with pytest.raises(TicketRefused, match="another serial"):
+        other.hello()
+    again = Agent(site, inventory=inventory(1, serial="sn-1 ", firmware="uefi"))
     again.boots().hello()
     host = site.hosts.show("r1n1")
     # The firmware's mode is no identity: it may be switched, and then the boot flag follows.

@@ -10,6 +10,7 @@ import pytest
 
 from provisioner.core.contracts import Outgoing
 from provisioner.core.effects import Effect, PowerOff, PowerOn, ReturnToDisk, SetNextBoot
+from provisioner.core.guard import TicketPermit
 from provisioner.core.lifecycle import AGENT_SILENCE_LIMIT, IN_RAMDISK_FOR, LIMIT, RUNG_LAST, E
 from provisioner.core.model import BootDevice, HostState, Kind, Operation, Phase
 from provisioner.service.performer import ATTEMPTS_MAX, OFF_READS, POWER_LIMIT, Performer
@@ -379,7 +380,7 @@ def test_the_worker_carries_a_deployment_on_the_durable_queue(site: Site) -> Non
     )
     effects = DbosEffectWorker(engine)
     recovery = Recovery(store, transitions, site.archive, clock)
-    worker = Worker(store, transitions, performer, effects, clock, recovery, in_flight_max=2)
+    worker = Worker(store, transitions, performer, effects, clock, recovery)
     site.add_host()
     (operation,) = site.operations.request_deployment(["r1n1"], "tiny@1", options={}, actor=ACTOR)
     stop = threading.Event()
@@ -410,7 +411,10 @@ def test_what_was_not_done_is_wished_for_only_when_its_transaction_was_saved(sit
 
     def start_and_fail() -> None:
         with site.store.begin() as tx:
-            site.transitions.apply(tx, operation.id, E.START, generation=1, actor=ACTOR)
+            permit = TicketPermit(operation.id, 1)
+            site.transitions.apply(
+                tx, operation.id, E.START, generation=1, actor=ACTOR, permit=permit
+            )
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError):

@@ -7,7 +7,8 @@ import pytest
 from provisioner.core.model import Phase
 from provisioner.errors import RequestError
 from provisioner.service.agents import TicketRefused, TokenRefused
-from tests.parts.service_site import ACTOR, GATEWAY, Agent, Site, inventory, state_of
+from provisioner.service.identity import TicketContested
+from tests.parts.service_site import ACTOR, GATEWAY, Agent, Site, inventory
 
 SESSION, OTHER = "5e" * 32, "07" * 32
 
@@ -50,23 +51,26 @@ def test_an_answer_may_be_lost_several_times(ramdisk: Agent) -> None:
 
 
 @pytest.mark.parametrize("session", [OTHER, None])
-def test_another_session_with_the_ticket_is_refused_and_changes_nothing(
+def test_another_session_with_the_ticket_ends_it_for_both(
     site: Site, ramdisk: Agent, session: str | None
 ) -> None:
-    before = state_of(site)
-    with pytest.raises(TicketRefused, match="used already"):
+    token = ramdisk.token
+    with pytest.raises(TicketContested):
         hello(ramdisk, session, 2)
-    assert state_of(site) == before
-    assert site.audit.rows()[-1].action == "ticket.refused"
-    assert ramdisk.authorise()["permitted"] is True
+    assert ramdisk.operation().phase is Phase.FAILED
+    ramdisk.token = token
+    with pytest.raises(TokenRefused):
+        ramdisk.authorise()
+    assert "ticket_contested" in {row.action for row in site.audit.rows()}
 
 
 def test_a_ticket_used_without_a_session_is_never_answered_again(agent: Agent) -> None:
     agent.boots()
     hello(agent, None)
-    for session in (SESSION, None):
-        with pytest.raises(TicketRefused, match="used already"):
-            hello(agent, session, 2)
+    with pytest.raises(TicketContested):
+        hello(agent, SESSION, 2)
+    with pytest.raises(TicketRefused, match="used already"):
+        hello(agent, None, 2)
 
 
 def test_nothing_is_answered_again_once_writing_was_permitted(ramdisk: Agent) -> None:
@@ -89,8 +93,10 @@ def test_a_try_that_was_overtaken_takes_no_token_away(ramdisk: Agent) -> None:
 
 def test_the_session_alone_does_not_make_it_the_host(ramdisk: Agent) -> None:
     ramdisk.inventory = inventory(2)
-    with pytest.raises(TicketRefused, match="another host"):
+    with pytest.raises(TicketContested) as caught:
         hello(ramdisk, SESSION, 2)
+    assert "another host" in str(caught.value.found)
+    assert ramdisk.operation().phase is Phase.FAILED
 
 
 def test_a_cancelled_operation_is_not_opened_again(site: Site, ramdisk: Agent) -> None:

@@ -161,14 +161,13 @@ def test_odd_reports_are_kept_short_and_break_nothing(agent: Agent) -> None:
     assert len(str(agent.operation().evidence["failed_units"])) < 110_000
 
 
-def test_a_late_report_of_an_ended_deployment_is_taken_and_ignored(
-    site: Site, agent: Agent
-) -> None:
+def test_a_late_report_of_an_ended_deployment_changes_nothing(site: Site, agent: Agent) -> None:
     agent.until(Phase.BOOTING)
     site.pass_(timedelta(minutes=20))
     assert site.phase(agent.operation()) is Phase.FAILED
     before = state_of(site)
-    assert agent.phone_home() == {"accepted": True}
+    with pytest.raises(Gone):
+        agent.phone_home()
     assert state_of(site) == before
 
 

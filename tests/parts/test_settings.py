@@ -3,20 +3,23 @@
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from provisioner import keys, setup
+from provisioner.core.fleet import Floor, Rules
 from provisioner.core.model import Secret
 from provisioner.core.recovery import OnQuarantine, Policy
 from provisioner.errors import ConfigError, Conflict, RequestError
+from provisioner.in_force import addresses_of, limits_of, policy_of, rules_of
 from provisioner.release_keys import new_pair, trust_key
 from provisioner.setting_types import Address, ChannelRule
 from provisioner.settings import CONFIG_FILE, documented, load
 from provisioner.setup import Plan, initialise
-from provisioner.wiring import archive_of, policy_of, trust_policy
+from provisioner.wiring import archive_of, trust_policy
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 
@@ -306,6 +309,56 @@ def test_a_recovery_without_an_end_or_sense_is_refused(installation: Path, line:
     with (installation / CONFIG_FILE).open("a") as file:
         file.write(f"\n[recovery]\n{line}\n")
     assert f"recovery.{line.split()[0]}" in refusal(installation)
+
+
+def test_what_may_happen_at_once_comes_from_the_limits(installation: Path) -> None:
+    file = installation / CONFIG_FILE
+    text = file.read_text().replace("[service]", '[service]\nown_hosts = ["r1n1", "host_1"]')
+    file.write_text(
+        text + "\n[limits]\ndeployments_in_flight_max = 7\nstarts_per_minute_max = 0\n"
+        'group_in_flight_max = 3\ngroup_starts_per_minute_max = 2\ngroup_healthy_min = "60%"\n'
+        "breaker_hosts_max = 4\nbreaker_window_s = 60\nwaiting_s = 120\n"
+    )
+    settings = load(file)
+    assert rules_of(settings) == Rules(
+        in_flight_max=7,
+        starts_per_minute_max=0,
+        group_in_flight_max=3,
+        group_starts_per_minute_max=2,
+        group_floor=Floor(percent=60),
+        breaker_hosts_max=4,
+        breaker_window=timedelta(seconds=60),
+    )
+    assert limits_of(settings).waiting == timedelta(seconds=120)
+    assert settings.service.own_hosts == ("r1n1", "host_1")
+
+
+@pytest.mark.parametrize("wrong", ['"60"', '"101%"', '"-5%"', "-1", "true", "1.5", '"half"'])
+def test_a_floor_that_is_none_is_refused(installation: Path, wrong: str) -> None:
+    file = installation / CONFIG_FILE
+    file.write_text(file.read_text() + f"\n[limits]\ngroup_healthy_min = {wrong}\n")
+    assert "limits.group_healthy_min: expected a number of hosts" in refusal(installation)
+
+
+def test_the_defaults_of_the_limits_are_those_of_the_rules(installation: Path) -> None:
+    assert rules_of(load(installation / CONFIG_FILE)) == Rules()
+
+
+def test_only_our_own_dhcp_fixes_addresses(installation: Path) -> None:
+    settings = load(installation / CONFIG_FILE)
+    mac, lease = "52:54:00:77:00:01", "10.77.0.101"
+    (installation / "dhcp").mkdir()
+    (installation / "dhcp" / "dnsmasq.leases").write_text(f"1764075600 {mac} {lease} * *\n")
+    addresses = addresses_of(settings)
+    assert addresses.doubt([mac], lease) is None
+    assert addresses.doubt([mac], "10.77.0.66") is not None
+    # This machine asks for others: by its TFTP relay, or a proxy in front of it.
+    for own in ("10.77.0.1", "127.0.0.1"):
+        assert addresses.doubt([mac], own) is None
+        assert addresses.is_own(own)
+    for mode in ("proxy", "off"):
+        other = replace(settings, dhcp=replace(settings.dhcp, mode=mode))
+        assert addresses_of(other).doubt([mac], "10.77.0.66") is None
 
 
 def test_every_setting_is_documented() -> None:

@@ -13,7 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, text
 
 from provisioner.core.contracts import Store
-from provisioner.core.model import ReleaseRow
+from provisioner.core.model import OperationId, ReleaseRow
 from provisioner.errors import ConfigError
 from provisioner.store import tables
 from provisioner.store.engine import open_engine
@@ -69,6 +69,47 @@ def test_channels_come_to_a_database_that_has_releases(database_url: str) -> Non
         expected = ReleaseRow("ab", "web", "1", 3, 2, 1, ("bios",), "cd", at)
         assert tx.releases() == [expected]
         assert tx.channels() == []
+
+
+def test_what_is_under_way_at_the_upgrade_goes_on(database_url: str) -> None:
+    """The guard asks who was selected, and an operation from before says nothing of it."""
+    engine = open_engine(database_url)
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    at, day = "'2026-11-23T12:00:00.000000+00:00'", "'2026-11-23T12:05:00.000000+00:00'"
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        connection.execute(
+            text(
+                "INSERT INTO hosts (id, name, state, macs, local_boot, generation, is_confirmed,"
+                " is_protected, in_maintenance, labels, created_at) VALUES ('host_1', 'r1n1',"
+                " 'dirty', '[]', 'exit', 1, true, false, false, '{\"group\"\\: \"web\"}', "
+                f"{at})"
+            )
+        )
+        for number, phase in enumerate(("writing", "succeeded")):
+            connection.execute(
+                text(
+                    "INSERT INTO operations (id, host_id, kind, phase, generation, rung, pins,"
+                    " options, requested_by, requested_at, phase_at, phase_seconds, progress,"
+                    f" evidence) VALUES ('op_{number}', 'host_1', 'deployment', '{phase}', 1, 0,"
+                    " '{\"ramdisk\"\\: \"cd\"}', '{}', 'anna', "
+                    f"{at}, {day}, '{{}}', '{{}}', '{{}}')"
+                )
+            )
+    upgrade(engine)
+    with opened(engine) as store, store.read() as tx:
+        operation = tx.operation(OperationId("op_0"))
+        selection = tx.selection(operation.pins["request"])
+        assert selection is not None
+        assert selection.hosts == ("host_1",)
+        assert (selection.digest, "cd") == (operation.pins["selection"], operation.pins["ramdisk"])
+        assert selection.requested_by == operation.requested_by
+        assert operation.started_at == operation.phase_at
+        assert tx.operation(OperationId("op_1")).started_at is None
+        assert tx.group_sizes(["web"]) == {"web": (1, 0)}
+        assert not tx.breaker().is_open
 
 
 def test_two_processes_may_upgrade_at_once(database_url: str) -> None:

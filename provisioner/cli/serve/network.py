@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+from provisioner.in_force import dhcp_leases
 from provisioner.netboot.dhcp import DhcpMode, NetbootConfig, UefiLoader
 from provisioner.settings import Settings
 
@@ -22,7 +23,7 @@ def netboot_config(settings: Settings) -> NetbootConfig:
         gateway=dhcp.gateway or None,
         dns=dhcp.dns,
         lease=timedelta(seconds=dhcp.lease_s),
-        lease_file=settings.data_dir / "dhcp" / "dnsmasq.leases",
+        lease_file=dhcp_leases(settings),
         hosts_file=settings.data_dir / "dhcp" / "dnsmasq.hosts",
         uefi_loader=UefiLoader(dhcp.uefi_loader),
     )

@@ -15,6 +15,7 @@ from provisioner.errors import ProvisionerError, RequestError
 from ..problems import install_problems, problem_response, refusal
 from .access import access_routes
 from .auth import Verb, install_auth, needs
+from .breaker import breaker_routes
 from .hosts import host_routes
 from .idempotency import install_idempotency
 from .metrics import install_metrics
@@ -56,6 +57,7 @@ def create_app(services: ApiServices, *, stopping: threading.Event | None = None
         release_routes(services),
         profile_routes(services),
         access_routes(services),
+        breaker_routes(services),
     ):
         app.register_blueprint(routes, url_prefix=PREFIX)
     _add_health(app, services)

@@ -173,7 +173,7 @@ def _changes(api: APIBlueprint, services: ApiServices) -> None:
     def inspect_host(name: str) -> Shown:
         """Netboot a host to take its inventory, and return it to its disk."""
         operation = services.operations.request_inspection(name, actor=actor())
-        return show_operation(store, operation)
+        return show_operation(services, operation)
 
 
 def _spec(given: HostIn) -> HostSpec:

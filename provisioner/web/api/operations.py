@@ -35,7 +35,7 @@ STREAM_PULSE_S: Final = 10.0
 def operation_routes(services: ApiServices, stopping: threading.Event) -> APIBlueprint:
     """Return the routes under /operations and /deployments. Streams end at `stopping`."""
     api = APIBlueprint("operations", __name__, tag="operations")
-    operations, store = services.operations, services.store
+    operations = services.operations
     streams = threading.BoundedSemaphore(STREAMS_MAX)
 
     @api.post("/deployments")
@@ -50,7 +50,7 @@ def operation_routes(services: ApiServices, stopping: threading.Event) -> APIBlu
             options=json_data.options.model_dump(exclude_none=True),
             actor=actor(),
         )
-        return {"operations": show_operations(store, requested)}
+        return {"operations": show_operations(services, requested)}
 
     @api.post("/verifications")
     @api.input(VerificationIn)
@@ -61,7 +61,7 @@ def operation_routes(services: ApiServices, stopping: threading.Event) -> APIBlu
         requested = operations.request_verification(
             json_data.hosts, json_data.release, actor=actor()
         )
-        return {"operations": show_operations(store, requested)}
+        return {"operations": show_operations(services, requested)}
 
     @api.get("/operations")
     @api.input(OperationsQuery, location="query")
@@ -78,21 +78,21 @@ def operation_routes(services: ApiServices, stopping: threading.Event) -> APIBlu
             found = list(
                 operations.list(query_data.host, only_open=query_data.open, limit=query_data.limit)
             )
-        return {"operations": show_operations(store, found)}
+        return {"operations": show_operations(services, found)}
 
     @api.get("/operations/<operation_id>")
     @api.output(OperationOut)
     @needs(Verb.READ)
     def get_operation(operation_id: str) -> Shown:
         """Show one operation with its phases, progress, error and evidence."""
-        return show_operation(store, operations.show(operation_id))
+        return show_operation(services, operations.show(operation_id))
 
     @api.post("/operations/<operation_id>/cancel")
     @api.output(OperationOut)
     @needs(Verb.OPERATE)
     def cancel_operation(operation_id: str) -> Shown:
         """Cancel an operation that has not begun to write, or what is to follow a failed one."""
-        return show_operation(store, operations.cancel(operation_id, actor=actor()))
+        return show_operation(services, operations.cancel(operation_id, actor=actor()))
 
     @api.get("/operations/<operation_id>/stream")
     @api.doc(responses={200: "Server-sent events, each an operation as JSON."})
@@ -138,7 +138,7 @@ class _Changes:
 
     def _look(self) -> Shown:
         found = self._services.operations.show(self._operation_id)
-        return show_operation(self._services.store, found)
+        return show_operation(self._services, found)
 
 
 def _plain(value: Any) -> str:

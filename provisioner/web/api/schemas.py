@@ -119,6 +119,10 @@ class RevocationIn(_In):
     reason: str = Field(min_length=1, max_length=500)
 
 
+class BreakerCloseIn(_In):
+    reason: str = Field(min_length=1, max_length=500)
+
+
 class ProfileIn(_In):
     document: dict[str, Any]
 
@@ -241,7 +245,9 @@ class OperationOut(BaseModel):
     requested_at: datetime
     phase_at: datetime
     deadline_at: datetime | None
+    started_at: datetime | None
     ended_at: datetime | None
+    waits: str | None = Field(description="while queued: what keeps it from starting")
     phase_seconds: dict[str, float]
     progress: dict[str, Any]
     error: dict[str, Any] | None
@@ -334,6 +340,17 @@ class ProfileOut(BaseModel):
 
 class ProfilesOut(BaseModel):
     profiles: list[ProfileOut]
+
+
+class BreakerOut(BaseModel):
+    """Nothing starts while it is open; it was opened last for `reason`."""
+
+    is_open: bool
+    opened_at: datetime | None
+    reason: str | None
+    closed_at: datetime | None
+    closed_by: str | None
+    closed_reason: str | None
 
 
 class AuditRowOut(BaseModel):

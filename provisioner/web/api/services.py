@@ -16,6 +16,7 @@ from provisioner.core.model import (
     Secret,
 )
 from provisioner.service.audit import Audit
+from provisioner.service.breaker import Breakers
 from provisioner.service.follow_ups import standing_of
 from provisioner.service.hosts import Hosts
 from provisioner.service.operations import Operations
@@ -47,6 +48,8 @@ class ApiServices(Protocol):
     def tokens(self) -> Tokens: ...
     @property
     def audit(self) -> Audit: ...
+    @property
+    def breakers(self) -> Breakers: ...
     @property
     def store(self) -> Store: ...
 
@@ -128,19 +131,24 @@ def _open(operation: Operation) -> dict[str, Any]:
     return {"id": operation.id, "kind": operation.kind, "phase": operation.phase}
 
 
-def show_operations(store: Store, operations: Sequence[Operation]) -> list[dict[str, Any]]:
-    """Return operations as the API shows them, each with the name of its host."""
-    with store.read() as tx:
+def show_operations(services: ApiServices, operations: Sequence[Operation]) -> list[dict[str, Any]]:
+    """Return operations as the API shows them, each with the name of its host, and with what
+    it waits for."""
+    waits = services.operations.why_waiting(operations)
+    with services.store.read() as tx:
         names: dict[str, str] = {}
         for host_id in {operation.host_id for operation in operations}:
             host = tx.host_named(host_id)
             names[host_id] = host.name if host else host_id
         releases = _release_names(tx)
-    return [_operation(one, names[one.host_id], releases) for one in operations]
+    return [
+        {**_operation(one, names[one.host_id], releases), "waits": waits.get(one.id)}
+        for one in operations
+    ]
 
 
-def show_operation(store: Store, operation: Operation) -> dict[str, Any]:
-    return show_operations(store, [operation])[0]
+def show_operation(services: ApiServices, operation: Operation) -> dict[str, Any]:
+    return show_operations(services, [operation])[0]
 
 
 def _operation(operation: Operation, host: str, releases: Mapping[str, str]) -> dict[str, Any]:

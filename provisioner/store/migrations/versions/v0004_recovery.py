@@ -11,7 +11,7 @@ from alembic import op
 from provisioner.store.tables import JsonText, Moment
 
 revision: Final = "0004"
-down_revision: Final = "0002"
+down_revision: Final = "0003"
 
 
 def upgrade() -> None:

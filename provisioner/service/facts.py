@@ -1,0 +1,106 @@
+"""Reads what the guard is asked with, in the caller's transaction. Decides nothing."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from provisioner.core.contracts import Tx
+from provisioner.core.fleet import GROUP_LABEL, NOTHING_SELECTED, Fleet, Group, Load, Queued, Rules
+from provisioner.core.guard import Facts, why_breaker_opens, why_waits
+from provisioner.core.model import Event, Host, Operation
+from provisioner.core.own_host import OwnHost, known_uuid
+
+# Unknown machines come on their own; a rack of them must not hold up those that somebody
+# asked for. They have a limit of their own.
+DISCOVERY_ACTOR: Final = "discovery"
+STARTS_WINDOW: Final = timedelta(minutes=1)
+BREAKER_SUBJECT: Final = "fleet"
+
+
+class View:
+    """How full the fleet is, as one transaction saw it, for a look through the queue."""
+
+    def __init__(
+        self,
+        loads: Mapping[str | None, Load],
+        sizes: Mapping[str, tuple[int, int]],
+        breaker: str | None,
+        rules: Rules,
+    ) -> None:
+        self._loads = dict(loads)
+        self._total = sum(loads.values(), Load())
+        self._sizes = sizes
+        self._breaker = breaker
+        self._rules = rules
+
+    def fleet(self, group: str | None) -> Fleet:
+        if group is None:
+            return Fleet(self._total)
+        hosts, active = self._sizes.get(group, (0, 0))
+        return Fleet(self._total, Group(group, hosts, active, self._loads.get(group, Load())))
+
+    def why_waits(self, queued: Queued) -> str | None:
+        """Return what keeps a queued operation waiting; None when its turn has come."""
+        fleet = self.fleet(queued.group)
+        return why_waits(self._breaker, False, queued.is_active, fleet, self._rules)
+
+    def count_start(self, queued: Queued) -> None:
+        """Count an operation that was started since."""
+        one = Load(in_flight=1, started=1, active_in_flight=int(queued.is_active))
+        self._loads[queued.group] = self._loads.get(queued.group, Load()) + one
+        self._total += one
+
+
+class GuardFacts:
+    """What this service knows beside the database: its own host, and the rules in force."""
+
+    def __init__(self, own: OwnHost | None = None, rules: Rules | None = None) -> None:
+        self.own = own or OwnHost()
+        self.rules = rules or Rules()
+
+    def of(self, tx: Tx, operation: Operation, host: Host) -> Facts:
+        """Return what the guard must know of one operation."""
+        row = tx.release(operation.release or "")
+        uuid = known_uuid(host.uuid)
+        same = tx.hosts_with_uuid(uuid) if uuid else ()
+        return Facts(
+            selection=tx.selection(str(operation.pins.get("request"))) or NOTHING_SELECTED,
+            own=self.own,
+            release_is_revoked=row is not None and row.revoked_at is not None,
+            twins=tuple(other.name for other in same if other.id != host.id),
+            breaker=tx.breaker().why_open,
+        )
+
+    def view(self, tx: Tx, groups: Iterable[str | None], now: datetime) -> View:
+        """Return how full the fleet is, with the sizes of these groups: two grouped queries."""
+        loads = tx.loads(started_after=now - STARTS_WINDOW, not_by=DISCOVERY_ACTOR)
+        sizes = tx.group_sizes(group for group in groups if group is not None)
+        return View(loads, sizes, tx.breaker().why_open, self.rules)
+
+    def fleet(self, tx: Tx, host: Host, now: datetime) -> Fleet:
+        """Return how full the fleet is, as one host sees it, and let nobody else start
+        anything until the end of the transaction."""
+        group = group_of(host)
+        tx.breaker(lock=True)
+        return self.view(tx, [group], now).fleet(group)
+
+    def look_at_breaker(self, tx: Tx, now: datetime) -> None:
+        """Open the breaker when too many hosts have failed, in the transaction of the last."""
+        breaker = tx.breaker(lock=True)
+        if breaker.is_open:
+            return
+        failures = tx.failures(breaker.counts_since(now, self.rules.breaker_window))
+        reason = why_breaker_opens(failures, self.rules)
+        if reason is None:
+            return
+        tx.save_breaker(replace(breaker, opened_at=now, reason=reason))
+        failed = sorted({one.host_id for one in failures})
+        detail = {"why": reason, "hosts": failed}
+        tx.audit(now, "service", "breaker.opened", BREAKER_SUBJECT, detail)
+        tx.add_event(Event(at=now, source="service", text=f"the breaker opened: {reason}"))
+
+
+def group_of(host: Host) -> str | None:
+    """Return the group that a host's label names; an empty one is none."""
+    return host.labels.get(GROUP_LABEL) or None

@@ -1,0 +1,134 @@
+"""What the guard asks of the fleet, in SQL: selections, loads, the queue, the breaker.
+
+Each answer is one grouped query over what is in flight or within an index, never over all
+operations that ever were.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Select, TextClause, case, func, select, union
+
+from ..core.fleet import Breaker, Failure, Load, Queued, Selection
+from ..core.model import FINAL, HostId, HostState, Kind, OperationId, Phase
+from .rows import breaker_of, selection_of, selection_row
+from .sql import Queries
+from .tables import IN_FLIGHT, breaker, hosts, operations, requests
+
+# An operation ends long before that: it may be queued for 30 days at most.
+REQUESTS_KEPT: Final = timedelta(days=90)
+FAILURES_MAX: Final = 1000
+QUEUED_MAX: Final = 5000
+FLEET: Final = "fleet"
+_IN_FLIGHT_PHASES: Final = sorted(set(Phase) - FINAL - {Phase.QUEUED})
+
+
+class FleetQueries(Queries):
+    def add_selection(self, selection: Selection) -> None:
+        old = requests.c.requested_at <= selection.requested_at - REQUESTS_KEPT
+        self._change(requests.delete().where(old))
+        self._add(requests, selection_row(selection))
+
+    def selection(self, request_id: str) -> Selection | None:
+        row = self._one(select(requests).where(requests.c.id == request_id))
+        return selection_of(row) if row is not None else None
+
+    def loads(self, *, started_after: datetime, not_by: str) -> Mapping[str | None, Load]:
+        """Return the load of each group, and under None that of hosts without one."""
+        is_in_flight = operations.c.phase.in_(_IN_FLIGHT_PHASES)
+        is_recent = operations.c.started_at > started_after
+        is_active = hosts.c.state == HostState.ACTIVE.value
+        counts = operations.c.requested_by != not_by
+        # Not the bare column: SQLite would then go through all hosts in the order of its
+        # index, and not through what is in flight.
+        group = hosts.c.group_name.concat("")
+        query = (
+            select(
+                group.label("name"),
+                _how_many(is_in_flight & counts).label("in_flight"),
+                _how_many(is_recent & counts).label("started"),
+                _how_many(is_in_flight & is_active).label("active_in_flight"),
+            )
+            .join_from(operations, hosts)
+            # A union, since SQLite reads all operations for the two conditions in one.
+            .where(operations.c.id.in_(union(_ids(IN_FLIGHT), _ids(is_recent))))
+            .group_by(group)
+        )
+        return {
+            row["name"]: Load(row["in_flight"], row["started"], row["active_in_flight"])
+            for row in self._all(query)
+        }
+
+    def group_sizes(self, groups: Iterable[str]) -> Mapping[str, tuple[int, int]]:
+        wanted = sorted(set(groups))
+        if not wanted:
+            return {}
+        query = (
+            select(
+                hosts.c.group_name.label("name"),
+                func.count().label("all"),
+                _how_many(hosts.c.state == HostState.ACTIVE.value).label("active"),
+            )
+            .where(hosts.c.group_name.in_(wanted), hosts.c.state != HostState.RETIRED.value)
+            .group_by(hosts.c.group_name)
+        )
+        return {row["name"]: (row["all"], row["active"]) for row in self._all(query)}
+
+    def queued(self, *, per_group_max: int) -> Sequence[Queued]:
+        """Return the oldest of each group, so that a group that waits hides no other one."""
+        place = func.row_number().over(
+            partition_by=hosts.c.group_name,
+            order_by=(operations.c.requested_at, operations.c.id),
+        )
+        placed = (
+            select(
+                operations.c.id,
+                operations.c.host_id,
+                operations.c.requested_at,
+                hosts.c.group_name,
+                hosts.c.state,
+                place.label("place"),
+            )
+            .join_from(operations, hosts)
+            .where(operations.c.phase == Phase.QUEUED.value)
+            .subquery()
+        )
+        first = select(placed).where(placed.c.place <= per_group_max)
+        rows = self._all(first.order_by(placed.c.requested_at, placed.c.id).limit(QUEUED_MAX))
+        return [
+            Queued(
+                OperationId(row["id"]),
+                HostId(row["host_id"]),
+                row["group_name"],
+                row["state"] == HostState.ACTIVE.value,
+            )
+            for row in rows
+        ]
+
+    def failures(self, after: datetime) -> Sequence[Failure]:
+        query = select(operations.c.host_id, operations.c.error).where(
+            operations.c.phase == Phase.FAILED.value,
+            operations.c.kind == Kind.DEPLOYMENT.value,
+            operations.c.started_at.is_not(None),
+            operations.c.ended_at > after,
+        )
+        return [
+            Failure(HostId(row["host_id"]), str((row["error"] or {}).get("code", "")))
+            for row in self._all(query.limit(FAILURES_MAX))
+        ]
+
+    def breaker(self, *, lock: bool = False) -> Breaker:
+        row = self._one(select(breaker).where(breaker.c.id == FLEET), lock=lock)
+        return breaker_of(row) if row is not None else Breaker()
+
+    def save_breaker(self, changed: Breaker) -> None:
+        self._put(breaker, {"id": FLEET, **changed.__dict__})
+
+
+def _ids(condition: ColumnElement[bool] | TextClause) -> Select[Any]:
+    return select(operations.c.id).where(condition)
+
+
+def _how_many(condition: ColumnElement[bool]) -> ColumnElement[Any]:
+    return func.coalesce(func.sum(case((condition, 1), else_=0)), 0)

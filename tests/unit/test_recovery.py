@@ -139,13 +139,16 @@ def test_every_failure_with_a_rule_of_its_own_is_expected_here() -> None:
 
 
 @pytest.mark.parametrize("code", [code for code in EXPECTED if code != "host_refused"])
-def test_the_way_back_is_taken_once_and_then_comes_quarantine(code: str) -> None:
-    back = failed(code, Chain(1, 1, Cause.ROLLBACK, OperationId("op_0")), release=GOOD)
+@pytest.mark.parametrize("attempts_max", [1, 3])
+def test_the_way_back_is_taken_once_and_then_comes_quarantine(code: str, attempts_max: int) -> None:
+    back = failed(code, Chain(1, attempts_max, Cause.ROLLBACK, OperationId("op_0")), release=GOOD)
     decided = decide(back)
     assert what(decided) is Next.QUARANTINE
     assert decided is not None
     assert decided.at is None
     assert f"going back to web@2 failed in {back.id}" in decided.why
+    assert "that was the way back already" in decided.why
+    assert "release" not in decided.to_json()
 
 
 @pytest.mark.parametrize("kind", [Kind.INSPECTION, Kind.VERIFICATION])
@@ -252,6 +255,33 @@ def test_field_09_a_release_known_to_fail_here_is_gone_back_to_by_nobody() -> No
     assert what(decide(failed("device", Chain(3, 3)), failed_before={GOOD})) is Next.QUARANTINE
 
 
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [(NEW, "no release was proven on this host before"), (SAME, "the last good release itself")],
+)
+def test_a_host_with_nothing_to_go_back_to_says_so(host: Host, reason: str) -> None:
+    decided = decide(failed("", Chain(3, 3)), host)
+    assert decided is not None
+    assert reason in decided.why
+    assert "no reason was given" in decided.why
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"expires_at": NOW + timedelta(seconds=1)},
+        {"firmware": ()},
+        {"firmware": ("bios", "uefi")},
+    ],
+    ids=str,
+)
+def test_a_release_that_may_still_be_deployed_is(changes: dict[str, object]) -> None:
+    good = replace(NEWER, **changes)  # type: ignore[arg-type] # fields by name
+    assert what(decide(failed("device"), release=good, floors={"web": "2"})) is Next.RETRY
+    unknown = replace(WRITTEN, firmware=None)
+    assert what(decide(failed("device"), unknown, release=good)) is Next.RETRY
+
+
 def test_going_back_can_be_switched_off() -> None:
     policy = replace(POLICY, may_roll_back=False)
     assert what(decide(failed("device", Chain(3, 3)), policy=policy)) is Next.QUARANTINE
@@ -304,6 +334,8 @@ def test_field_09_a_release_is_remembered_when_it_was_tried_for_as_often_as_it_m
 @pytest.mark.parametrize("phase", [Phase.CANCELLED, Phase.SUCCEEDED])
 def test_nothing_is_remembered_of_what_did_not_fail(phase: Phase) -> None:
     assert not is_release_blamed(replace(failed("device"), phase=phase), WRITTEN, None)
+    compared = replace(failed("device"), kind=Kind.VERIFICATION)
+    assert not is_release_blamed(compared, WRITTEN, None)
 
 
 # --- how long -----------------------------------------------------------------------------------

@@ -87,6 +87,8 @@ def prepare(settings: Settings) -> None:
         engine.dispose()
     service = build(settings)
     try:
+        with service.store.begin() as tx:
+            tx.seal_profiles()
         service.tokens.ensure_first_admin(settings.keys.admin_token)
     finally:
         service.close()

@@ -77,7 +77,16 @@ def _examine(config: Path | None, *, bmcs: bool) -> Iterator[Finding]:
         yield Finding(FAIL, "configuration", error.message, error.hint or "correct the file")
         return
     yield Finding(OK, "configuration", f"{settings.path}, with its keys")
-    for check in (_boot_files, _dhcp, _space, _ramdisk, _database, _pinned_trust, _listeners):
+    for check in (
+        _boot_files,
+        _dhcp,
+        _space,
+        _ramdisk,
+        _database,
+        _own_host,
+        _pinned_trust,
+        _listeners,
+    ):
         yield from check(settings)
     if bmcs:
         yield from _bmcs(settings)
@@ -167,6 +176,32 @@ def _database(settings: "Settings") -> Iterator[Finding]:
         yield Finding(FAIL, "database", found, "check database.url, and that it is running")
     else:
         yield Finding(OK, "database", f"{name}, reachable")
+
+
+def _own_host(settings: "Settings") -> Iterator[Finding]:
+    """Which enrolled host this is, if any: that one is never a target."""
+    from provisioner import wiring
+    from provisioner.own_identity import own_host
+
+    if _missing_database(settings) is not None:
+        return
+    own = own_host(settings.service.own_hosts)
+    try:
+        service = wiring.build(settings)
+        try:
+            found = service.hosts.own(own)
+        finally:
+            service.close()
+    except Exception:  # noqa: BLE001  whatever a driver raises, which is told elsewhere
+        return
+    what, todo = "the service's own host", "name it in service.own_hosts, if it is enrolled"
+    unknown = sorted(own.names - found.keys())
+    if unknown:
+        yield Finding(WARN, what, f"no host is named {', '.join(unknown)}", "correct the name")
+    for name, why in found.items():
+        yield Finding(OK, what, f"{name} is never a target: {why}")
+    if not found and own.uuid is None:
+        yield Finding(WARN, what, "not among the enrolled, and its UUID cannot be read here", todo)
 
 
 def _missing_database(settings: "Settings") -> Path | None:

@@ -168,6 +168,7 @@ class Tx(Protocol):
     def profile(self, name: str) -> Profile | None: ...  # its newest revision
     def profile_revision(self, digest: str) -> Profile | None: ...
     def profiles(self) -> Sequence[Profile]: ...  # newest revision of each
+    def seal_profiles(self) -> int: ...  # those that an earlier version kept in clear
     def delete_profile(self, name: str) -> bool: ...  # hides it; revisions stay
 
     # records and wishes

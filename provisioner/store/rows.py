@@ -1,5 +1,6 @@
 """Turns rows into the core's values and back. Pure, but for the sealing it is handed."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,11 +30,13 @@ from ..core.model import (
 
 Row = Mapping[str, Any]
 BMC_PASSWORD = "bmc_password"
+PROFILE_DOCUMENT = "profile_document"
 
 
 @dataclass(frozen=True)
 class Sealing:
-    """How secrets are put away: `seal(host id, column, secret)` and its reverse, `open`."""
+    """How secrets are put away: `seal(host id, column, secret)` and its reverse, `open`. For a
+    profile its digest stands in the host's place."""
 
     seal: Callable[[HostId, str, Secret], bytes]
     open: Callable[[HostId, str, bytes], Secret]
@@ -177,8 +180,23 @@ def release_failure_of(row: Row) -> ReleaseFailure:
     return ReleaseFailure(**row)
 
 
-def profile_of(row: Row) -> Profile:
-    return Profile(row["name"], row["digest"], row["document"], row["created_at"])
+def profile_row(profile: Profile, sealing: Sealing) -> dict[str, Any]:
+    text = Secret(json.dumps(profile.document, ensure_ascii=False))
+    return {
+        "name": profile.name,
+        "digest": profile.digest,
+        "document": {},
+        "sealed": sealing.seal(HostId(profile.digest), PROFILE_DOCUMENT, text),
+        "created_at": profile.created_at,
+    }
+
+
+def profile_of(row: Row, sealing: Sealing) -> Profile:
+    document = row["document"]
+    if row["sealed"] is not None:
+        text = sealing.open(HostId(row["digest"]), PROFILE_DOCUMENT, row["sealed"])
+        document = json.loads(text.reveal())
+    return Profile(row["name"], row["digest"], document, row["created_at"])
 
 
 def audit_of(row: Row) -> AuditRow:

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Select, select
 
 from ..core.model import Profile
-from .rows import profile_of
+from .rows import profile_of, profile_row
 from .sql import Queries
 from .tables import profile_revisions, profiles
 
@@ -14,15 +14,20 @@ from .tables import profile_revisions, profiles
 class ProfileQueries(Queries):
     def save_profile(self, profile: Profile) -> None:
         """Save a revision and make it the newest of its name, also when it was before."""
-        row = {
-            "name": profile.name,
-            "digest": profile.digest,
-            "document": profile.document,
-            "created_at": profile.created_at,
-        }
+        row = profile_row(profile, self._sealing)
         self._put(profile_revisions, row, keep=True)
         newest = {"name": profile.name, "digest": profile.digest, "is_hidden": False}
         self._put(profiles, newest)
+
+    def seal_profiles(self) -> int:
+        """Seal the documents that an earlier version left in clear; return how many."""
+        clear = self._all(select(profile_revisions).where(profile_revisions.c.sealed.is_(None)))
+        for row in clear:
+            sealed = profile_row(profile_of(row, self._sealing), self._sealing)
+            same = profile_revisions.c.digest == row["digest"]
+            change = profile_revisions.update().where(same, profile_revisions.c.name == row["name"])
+            self._change(change.values(document={}, sealed=sealed["sealed"]))
+        return len(clear)
 
     def profile(self, name: str) -> Profile | None:
         return self._profile(_newest().where(profiles.c.name == name))
@@ -33,7 +38,9 @@ class ProfileQueries(Queries):
         return self._profile(revision.order_by(profile_revisions.c.name).limit(1))
 
     def profiles(self) -> Sequence[Profile]:
-        return [profile_of(row) for row in self._all(_newest().order_by(profiles.c.name))]
+        return [
+            profile_of(row, self._sealing) for row in self._all(_newest().order_by(profiles.c.name))
+        ]
 
     def delete_profile(self, name: str) -> bool:
         shown = profiles.update().where(profiles.c.name == name, profiles.c.is_hidden.is_(False))
@@ -41,7 +48,7 @@ class ProfileQueries(Queries):
 
     def _profile(self, query: Select[Any]) -> Profile | None:
         row = self._one(query)
-        return profile_of(row) if row is not None else None
+        return profile_of(row, self._sealing) if row is not None else None
 
 
 def _newest() -> Select[Any]:

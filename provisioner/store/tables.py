@@ -347,7 +347,9 @@ profile_revisions: Final = Table(
     metadata,
     Column("digest", String, primary_key=True),
     Column("name", String, primary_key=True),
+    # Empty since it is sealed: users' data holds passwords and keys.
     Column("document", JsonText, nullable=False),
+    Column("sealed", LargeBinary),
     Column("created_at", Moment, nullable=False),
 )
 

@@ -247,6 +247,15 @@ def test_the_doctor_finds_what_is_missing(config: Path) -> None:
     assert "others may read it" in done.stdout
 
 
+def test_the_doctor_says_when_an_own_host_is_misspelt(config: Path) -> None:
+    with serving(config, "--only", "api"):
+        pass
+    text = config.read_text().replace("[service]", '[service]\nown_hosts = ["r9n9"]')
+    config.write_text(text)
+    lines = provisioner("doctor", "--config", str(config)).stdout.splitlines()
+    assert "warn  the service's own host: no host is named r9n9" in lines
+
+
 def test_the_doctor_compares_what_the_ramdisk_pins_with_the_configuration(config: Path) -> None:
     """Thresholds and keys may have changed since the ramdisk was built."""
     policy = trust_policy(load(config))

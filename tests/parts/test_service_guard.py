@@ -152,6 +152,14 @@ def test_the_services_own_host_is_found_before_the_write_at_the_latest(
         agent.authorise()
 
 
+@pytest.mark.parametrize("own", [*OWN.values()][:3], ids=[*OWN][:3])
+def test_the_doctor_can_name_the_services_own_host(site: Site, own: OwnHost) -> None:
+    site.add_host(1, uuid=inventory(1)["uuid"])
+    site.add_host(2)
+    assert list(site.hosts.own(own)) == ["r1n1"]
+    assert site.hosts.own(OwnHost()) == {}
+
+
 def test_a_serial_counts_only_where_no_uuid_contradicts_it(site: Site) -> None:
     """Boards are shipped with equal serials, and more often so than with equal UUIDs."""
     site.add_host(1, uuid=inventory(1)["uuid"], serial="123456789")

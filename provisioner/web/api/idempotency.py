@@ -23,8 +23,9 @@ REPLY_BYTES_MAX: Final = 1024 * 1024
 LOCKS: Final = 64
 LOCK_WAIT_S: Final = 30.0
 _CHANGES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-# The reply holds a secret that is kept only as a hash; the token's name guards instead.
-_NEVER_KEPT: Final = frozenset({"/api/v1/tokens"})
+# These replies hold what is kept only as a hash, or sealed. The token's name guards instead,
+# and a profile that is saved twice is the same revision.
+_NEVER_KEPT: Final = ("/api/v1/tokens", "/api/v1/profiles/")
 
 
 def install_idempotency(app: Flask, store: Store) -> None:
@@ -81,7 +82,7 @@ def install_idempotency(app: Flask, store: Store) -> None:
 def _key() -> str | None:
     """Return under what the reply is kept: a hash over caller, route and key."""
     given = request.headers.get(HEADER)
-    if given is None or request.method not in _CHANGES or request.path in _NEVER_KEPT:
+    if given is None or request.method not in _CHANGES or request.path.startswith(_NEVER_KEPT):
         return None
     if request.endpoint is None or g.get("token") is None:
         return None

@@ -52,6 +52,8 @@ def upgrade() -> None:
     op.add_column("tickets", sa.Column("macs", JsonText(), nullable=False, server_default="[]"))
     op.add_column("tickets", sa.Column("uuid", sa.String(), nullable=True))
     op.add_column("tickets", sa.Column("serial", sa.String(), nullable=True))
+    # The key is not the migration's to know: whoever prepares the database seals what is there.
+    op.add_column("profile_revisions", sa.Column("sealed", sa.LargeBinary(), nullable=True))
     _name_groups()
     _select_hosts_of_open_operations()
 

@@ -17,6 +17,7 @@ from .core.lifecycle import Limits
 from .core.manifest import Manifest
 from .core.model import Phase
 from .core.trust import TrustPolicy
+from .failpoints import Reach, WatchedEffects, WatchedPool, WatchedStore
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def engine_of(settings: Settings) -> Engine:
     return open_engine(settings.database.url)
 
 
-def prepare(settings: Settings) -> None:
+def prepare(settings: Settings, reach: Reach | None = None) -> None:
     """Create or upgrade the database, and make the first admin token known. Repeatable."""
     from .store.migrate import upgrade
 
@@ -102,7 +103,7 @@ def prepare(settings: Settings) -> None:
         upgrade(engine)
     finally:
         engine.dispose()
-    service = build(settings)
+    service = build(settings, reach)
     try:
         service.tokens.ensure_first_admin(settings.keys.admin_token)
     finally:
@@ -153,8 +154,11 @@ def archive_of(settings: Settings) -> Archive:
     return Archive(blobs_of(settings), trust_policy(settings), lock_file)
 
 
-def build(settings: Settings) -> Service:
-    """Return the use cases over the configured database. Close it when done."""
+def build(settings: Settings, reach: Reach | None = None) -> Service:
+    """Return the use cases over the configured database. Close it when done.
+
+    `reach` is told of every failpoint: there are none without it.
+    """
     from .bmc.credentials import open_, seal
     from .bmc.ipmi import IpmiPool
     from .reporter.vendor_data import vendor_data
@@ -177,16 +181,18 @@ def build(settings: Settings) -> Service:
     queue = DbosEffectQueue(engine)
     master = bytes.fromhex(settings.keys.master.reveal())
     sealing = Sealing(seal=partial(seal, master), open=partial(open_, master))
-    store = SqlStore(engine, queue, sealing)
+    store: Store = SqlStore(engine, queue, sealing)
     derived = Derived(master)
     ramdisks = Ramdisks(settings.data_dir / "ramdisks", settings.ramdisk.digest)
     transitions = Transitions(
         utc_now, derived, limits_of(settings), timedelta(seconds=settings.limits.ticket_s)
     )
-    pool = IpmiPool(
+    pool: BmcPool = IpmiPool(
         settings.data_dir / "locks",
         exchange_limit=timedelta(seconds=settings.limits.bmc_exchange_s),
     )
+    if reach is not None:
+        store, pool = WatchedStore(store, reach), WatchedPool(pool, reach)
     agent_ca = settings.keys.agent_tls_pem.read_text()
     archive = archive_of(settings)
     timeline = Timeline(store)
@@ -251,7 +257,7 @@ def _releases(
     )
 
 
-def worker(settings: Settings, service: Service) -> Worker:
+def worker(settings: Settings, service: Service, reach: Reach | None = None) -> Worker:
     """Return the worker over an open service. One per process."""
     from .service.chance import utc_now
     from .service.performer import Performer
@@ -264,11 +270,12 @@ def worker(settings: Settings, service: Service) -> Worker:
         utc_now,
         soft_shutdown_limit=timedelta(seconds=settings.limits.soft_shutdown_s),
     )
+    effects = effect_worker(settings)
     return Worker(
         service.store,
         service.transitions,
         performer,
-        effect_worker(settings),
+        effects if reach is None else WatchedEffects(effects, reach),
         utc_now,
         in_flight_max=settings.limits.deployments_in_flight_max,
     )

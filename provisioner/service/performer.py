@@ -5,6 +5,7 @@ Looks before acting: an effect may be performed twice, or late, and must then do
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Final, TypeVar
 
@@ -47,6 +48,8 @@ RETRY_PAUSE_S: Final = 1.0
 # would never be performed again, and its host could stay off.
 DATABASE_PATIENCE: Final = timedelta(minutes=10)
 WORKER: Final = "worker"
+# Where an operation's evidence keeps that its host was reset on its way back to the disk.
+RESET_AT: Final = "reset_at"
 
 
 class Performer:
@@ -167,8 +170,12 @@ class Performer:
         return True
 
     def _is_still_netbooting(self, operation: Operation) -> bool:
-        with self._store.read() as tx:
-            return tx.operation(operation.id).phase is Phase.NETBOOTING
+        def ask() -> bool:
+            with self._store.read() as tx:
+                return tx.operation(operation.id).phase is Phase.NETBOOTING
+
+        # A database that is away is not a BMC that failed.
+        return self._patiently(ask)
 
     def _is_off(self, bmc: Bmc) -> bool:
         return all(bmc.power() is PowerState.OFF for _ in range(OFF_READS))
@@ -218,7 +225,20 @@ class Performer:
             bmc.power_on()
         elif self._transitions.limits.is_in_ramdisk(operation, self._clock()):
             # The agent restarts by itself when it gives up; this is for one that hangs then.
+            self._reset_once(bmc, operation)
+
+    def _reset_once(self, bmc: Bmc, operation: Operation) -> None:
+        # Whether a reset was carried out cannot be seen, so it is noted before: rather none
+        # at all, after a crash, than a second one, which would hit the host's own system.
+        if RESET_AT not in operation.evidence:
+            self._patiently(lambda: self._note_reset(operation))
             bmc.reset()
+
+    def _note_reset(self, operation: Operation) -> None:
+        with self._store.begin() as tx:
+            now = tx.operation(operation.id)
+            evidence = {**now.evidence, RESET_AT: self._clock().isoformat()}
+            tx.save_operation(replace(now, evidence=evidence))
 
     def _feed_patiently(
         self,

@@ -15,7 +15,8 @@ from typing import Final
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-# PostgreSQL needs a moment to notice that a killed holder's connection is gone.
+# PostgreSQL needs a moment to notice that a killed holder's connection is gone, and a killed
+# process a moment to be gone.
 HOLDER_GONE_LIMIT: Final = timedelta(seconds=2)
 ASK_AGAIN: Final = timedelta(milliseconds=50)
 
@@ -35,7 +36,7 @@ class NameLock:
     def acquire(self, *, wait: timedelta = HOLDER_GONE_LIMIT) -> bool:
         """Take the lock; False when somebody else holds it, and still does after `wait`."""
         if self._engine.dialect.name == "sqlite":
-            return self._lock_file()
+            return self._lock_file(wait)
         return self._lock_in_database(wait)
 
     def release(self) -> None:
@@ -50,14 +51,15 @@ class NameLock:
             self._connection.close()
             self._connection = None
 
-    def _lock_file(self) -> bool:
+    def _lock_file(self, wait: timedelta) -> bool:
         path = Path(f"{self._engine.url.database}.{self._name.replace(' ', '-')}.lock")
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(file)
-            return False
+        end = time.monotonic() + wait.total_seconds()
+        while not _took(file):
+            if time.monotonic() >= end:
+                os.close(file)
+                return False
+            time.sleep(ASK_AGAIN.total_seconds())
         self._file = file
         return True
 
@@ -75,3 +77,11 @@ class NameLock:
     def _number(self) -> int:
         digest = hashlib.sha256(f"provisioner {self._name}".encode()).digest()
         return int.from_bytes(digest[:8], "big", signed=True)
+
+
+def _took(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

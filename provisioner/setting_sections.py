@@ -34,6 +34,12 @@ class ServiceSettings:
         "auto",
         "auto writes text on a terminal and JSON elsewhere",
     )
+    name: str = _setting(
+        types.worker_name,
+        "",
+        "this service among those on one PostgreSQL; must stay the same, and no other may have "
+        "it; empty: the name of this machine",
+    )
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Imports what a caller asks for, when it asks: the boot listener loads no BMC lib
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .service.agents import AgentSessions
     from .service.audit import Audit
     from .service.boot import BootService
+    from .service.fence import Fence
     from .service.hosts import Hosts
     from .service.operations import Operations
     from .service.profiles import Profiles
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 # Held by whoever changes the archive.
 ARCHIVE_LOCK: Final = "archive.lock"
+WORKER: Final = "worker-1"
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Service:
     audit: Audit
     transitions: Transitions
     pool: BmcPool
+    fence: Fence
     on_close: Callable[[], None]
 
     def close(self) -> None:
@@ -166,6 +170,7 @@ def build(settings: Settings, reach: Reach | None = None) -> Service:
     from .service.audit import Audit
     from .service.boot import BootService
     from .service.chance import Derived, utc_now
+    from .service.fence import Fence
     from .service.hosts import Hosts
     from .service.operations import Operations
     from .service.profiles import Profiles
@@ -187,9 +192,11 @@ def build(settings: Settings, reach: Reach | None = None) -> Service:
     transitions = Transitions(
         utc_now, derived, limits_of(settings), timedelta(seconds=settings.limits.ticket_s)
     )
+    fence = Fence()
     pool: BmcPool = IpmiPool(
         settings.data_dir / "locks",
         exchange_limit=timedelta(seconds=settings.limits.bmc_exchange_s),
+        left=fence.left,
     )
     if reach is not None:
         store, pool = WatchedStore(store, reach), WatchedPool(pool, reach)
@@ -235,6 +242,7 @@ def build(settings: Settings, reach: Reach | None = None) -> Service:
         audit=Audit(store),
         transitions=transitions,
         pool=pool,
+        fence=fence,
         on_close=close,
     )
 
@@ -269,8 +277,10 @@ def worker(settings: Settings, service: Service, reach: Reach | None = None) -> 
         service.pool,
         utc_now,
         soft_shutdown_limit=timedelta(seconds=settings.limits.soft_shutdown_s),
+        fence=service.fence,
     )
     effects = effect_worker(settings)
+    service.fence.hold(effects.lease_left)
     return Worker(
         service.store,
         service.transitions,
@@ -284,7 +294,16 @@ def worker(settings: Settings, service: Service, reach: Reach | None = None) -> 
 def effect_worker(settings: Settings) -> DbosEffectWorker:
     from .store.durable import DbosEffectWorker
 
-    return DbosEffectWorker(engine_of(settings))
+    engine = engine_of(settings)
+    return DbosEffectWorker(engine, name=_name_of(settings))
+
+
+def _name_of(settings: Settings) -> str:
+    """Return this worker's name among those on its database, the same over restarts."""
+    if settings.service.name:
+        return settings.service.name
+    # SQLite has one; who calls the same PostgreSQL from elsewhere has another host name.
+    return WORKER if settings.database.url.startswith("sqlite") else socket.gethostname()
 
 
 def registrar(service: Service, *, actor: str) -> Register:

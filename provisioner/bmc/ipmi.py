@@ -5,6 +5,7 @@ waits for no state: patience and evidence belong to the reconciler.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +22,11 @@ from .workers import IDLE_WORKERS_MAX, WORKERS_MAX, WorkerLost, Workers
 EXCHANGE_LIMIT: Final = timedelta(seconds=20)
 # For the BMC's lock and a worker together: two exchanges at their limit, and some.
 WAIT_LIMIT: Final = timedelta(seconds=60)
+
+# An exchange is ended by the service; this much later it ends by itself.
+OWN_END_AFTER: Final = timedelta(seconds=1)
+# Verbs that change nothing, and may come late.
+READING: Final = frozenset({"power"})
 
 # pyghmi has one class for all of this; only the text tells them apart. First match wins.
 _CREDENTIALS_REFUSED: Final = (
@@ -74,6 +80,8 @@ class IpmiPool:
 
     `lock_dir` is shared by every process on this machine that speaks to BMCs, and is made if
     it is missing. Make the pool after forking: its workers belong to the process that made it.
+    `left` says how long the calling thread may still change something: an exchange that would
+    is not begun later, and is broken off then, even when this process is stopped meanwhile.
     """
 
     def __init__(
@@ -84,11 +92,13 @@ class IpmiPool:
         idle_workers_max: int = IDLE_WORKERS_MAX,
         exchange_limit: timedelta = EXCHANGE_LIMIT,
         wait_limit: timedelta = WAIT_LIMIT,
+        left: Callable[[], timedelta] = lambda: timedelta.max,
     ) -> None:
         lock_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock_dir = lock_dir
         self._exchange_limit = exchange_limit
         self._wait_limit = wait_limit
+        self._left = left
         self.workers = Workers(workers_max=workers_max, idle_workers_max=idle_workers_max)
 
     def bmc(self, where: BmcAddress) -> "IpmiBmc":
@@ -114,11 +124,24 @@ class IpmiPool:
         }
         deadline = time.monotonic() + self._wait_limit.total_seconds()
         with bmc_lock(self._lock_dir, where.address, where.port, self._wait_limit):
+            request["until"] = self._until(where.address, verb)
             left = timedelta(seconds=max(0.0, deadline - time.monotonic()))
             answer = self._ask_worker(where.address, request, left)
         if answer.outcome != "done":
             raise translate(answer.outcome, answer.text, where.address)
         return answer.value
+
+    def _until(self, address: str, verb: str) -> float:
+        """Return when the exchange must be over, on the clock that runs while we are stopped."""
+        limit = self._exchange_limit + OWN_END_AFTER
+        if verb not in READING:
+            limit = min(limit, self._left())
+        if limit <= timedelta():
+            raise BmcUnreachable(
+                f"the exchange with BMC {address} was held up for too long, and not begun",
+                hint="this process was stopped, or waited for others; it looks again first",
+            )
+        return time.clock_gettime(time.CLOCK_BOOTTIME) + limit.total_seconds()
 
     def _ask_worker(self, address: str, request: dict[str, Any], wait: timedelta) -> _Answer:
         try:

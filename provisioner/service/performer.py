@@ -30,6 +30,7 @@ from provisioner.errors import (
     Unavailable,
 )
 
+from .fence import CarefulBmc, Fence, Overtaken
 from .transitions import Transitions
 
 log = structlog.get_logger(__name__)
@@ -63,6 +64,7 @@ class Performer:
         clock: Clock,
         *,
         soft_shutdown_limit: timedelta,
+        fence: Fence | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._store = store
@@ -70,19 +72,23 @@ class Performer:
         self._pool = pool
         self._clock = clock
         self._soft_shutdown_limit = soft_shutdown_limit
+        self._fence = fence or Fence()
         self._pause = pause
 
     def perform(self, outgoing: Outgoing) -> None:
         """Make one effect true, unless a newer decision has overtaken it."""
         try:
-            operation, host = self._patiently(lambda: self._look(outgoing))
+            operation, host, is_over = self._patiently(lambda: self._look(outgoing))
         except NotFound:
             return  # the host was deleted meanwhile, and nothing is owed to it
-        if host.bmc is None or _is_overtaken(outgoing, operation, host):
+        if is_over:
             log.info("effect overtaken", host=host.name, effect=str(outgoing.effect))
             return
         try:
             fact = self._with_retries(host, operation, outgoing.effect)
+        except Overtaken:
+            log.info("effect overtaken", host=host.name, effect=str(outgoing.effect))
+            return
         except BmcAuthFailed as error:
             self._feed_patiently(outgoing, operation, host, E.BMC_LOGIN_REFUSED, error)
             return
@@ -92,10 +98,31 @@ class Performer:
         if fact is not None:
             self._feed_patiently(outgoing, operation, host, fact, None)
 
-    def _look(self, outgoing: Outgoing) -> tuple[Operation, Host]:
+    def _look(self, outgoing: Outgoing) -> tuple[Operation, Host, bool]:
+        """Return the operation and its host, and whether the effect is over: overtaken by a
+        newer decision, or performed with its result saved."""
         with self._store.read() as tx:
             operation = tx.operation(outgoing.operation_id)
-            return operation, tx.host(operation.host_id)
+            host = tx.host(operation.host_id)
+            was_fed = tx.recall(_fed(outgoing)) is not None
+        wanted = is_wanted(outgoing.effect, outgoing.generation, operation, host)
+        return operation, host, was_fed or not wanted
+
+    def _look_again(self, operation: Operation, effect: Effect) -> None:
+        """Raise Overtaken when the effect is no longer wanted; else it may be acted on for a
+        while."""
+
+        def look() -> None:
+            self._fence.look()
+            with self._store.read() as tx:
+                now = tx.operation(operation.id)
+                if not is_wanted(effect, operation.generation, now, tx.host(now.host_id)):
+                    raise Overtaken
+
+        try:
+            self._patiently(look)
+        except NotFound as error:
+            raise Overtaken from error
 
     def _patiently(self, ask_database: Callable[[], T]) -> T:
         """Return what `ask_database` returns, however long the database is away. The BMC's
@@ -131,7 +158,7 @@ class Performer:
 
     def _make_true(self, host: Host, operation: Operation, effect: Effect) -> E | None:
         assert host.bmc is not None
-        bmc = self._pool.bmc(host.bmc)
+        bmc = CarefulBmc(self._pool.bmc(host.bmc), look=lambda: self._look_again(operation, effect))
         if isinstance(effect, PowerOff):
             soft = effect.soft and operation.options.get("soft_shutdown", True)
             is_off = self._power_off(bmc, host, operation, soft=bool(soft))
@@ -260,6 +287,11 @@ class Performer:
     ) -> None:
         text = error.message if error else f"{str(event).replace('_', ' ')}"
         with self._store.begin() as tx:
+            # A commit whose outcome nobody heard may have been one, and the same result saved
+            # twice would wish twice for what follows.
+            if tx.recall(_fed(outgoing)) is not None:
+                return
+            tx.remember(_fed(outgoing), {"event": event}, self._clock())
             tx.add_event(
                 Event(self._clock(), "bmc", text, host_id=host.id, operation_id=operation.id)
             )
@@ -276,15 +308,21 @@ class Performer:
                 log.info("late BMC result dropped", host=host.name, why=refusal.message)
 
 
-def _is_overtaken(outgoing: Outgoing, operation: Operation, host: Host) -> bool:
-    if outgoing.generation != host.generation:
-        return True
-    towards_disk = isinstance(outgoing.effect, ReturnToDisk) or (
-        isinstance(outgoing.effect, SetNextBoot) and outgoing.effect.device is BootDevice.DISK
+def _fed(outgoing: Outgoing) -> str:
+    """Return under what it is remembered that the effect's result was saved."""
+    return f"effect {outgoing.key}"
+
+
+def is_wanted(effect: Effect, generation: int, operation: Operation, host: Host) -> bool:
+    """Say whether an effect that was wished for in `generation` is still to be made true."""
+    if host.bmc is None or generation != host.generation:
+        return False
+    towards_disk = isinstance(effect, ReturnToDisk) or (
+        isinstance(effect, SetNextBoot) and effect.device is BootDevice.DISK
     )
     # The way into the network is over as soon as the agent is there: a PowerOff that comes
     # late, or for a second time after a crash, would cut the power of a disk being written.
-    return operation.phase is not Phase.NETBOOTING and not towards_disk
+    return operation.phase is Phase.NETBOOTING or towards_disk
 
 
 def _named(error: DeviceError, host: Host) -> DeviceError:

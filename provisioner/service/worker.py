@@ -28,6 +28,7 @@ from .transitions import Transitions
 log = structlog.get_logger(__name__)
 
 TICK_S: Final = 0.2
+START_PAUSE_S: Final = 1.0
 OVERDUE_EVERY: Final = timedelta(seconds=1)
 CHECK_EVERY: Final = timedelta(seconds=2)
 # A worker that saw nothing for OUTAGE takes the silence of others for its own fault. Agents
@@ -65,7 +66,8 @@ class Worker:
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set, then finish what is being done and return."""
-        self._effects.start(self._performer.perform)
+        if not self._begin(stop):
+            return
         try:
             while not stop.wait(TICK_S):
                 try:
@@ -77,6 +79,19 @@ class Worker:
         finally:
             self._checkers.shutdown(wait=True, cancel_futures=True)
             self._effects.stop()
+
+    def _begin(self, stop: threading.Event) -> bool:
+        """Begin to perform effects, as soon as the database answers; False when told to stop
+        before that."""
+        while not stop.is_set():
+            try:
+                self._effects.start(self._performer.perform)
+            except Unavailable as error:
+                log.warning("worker waits for the database", why=error.message)
+                stop.wait(START_PAUSE_S)
+            else:
+                return True
+        return False
 
     def tick(self) -> None:
         """Look once at everything. After an outage nothing is ended at first: whoever could

@@ -5,6 +5,7 @@
 """
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,11 +14,13 @@ from typing import Final
 
 from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, EnqueueOptions
 from sqlalchemy import Connection, Engine, column, func, select, table
+from sqlalchemy.exc import DBAPIError
 
 from ..core.contracts import Outgoing
 from ..core.effects import from_json, to_json
 from ..core.model import Json, OperationId
-from ..errors import ConfigError
+from ..errors import ConfigError, Unavailable
+from .name_lock import RENEWAL_INTERVAL
 from .takeover import TAKEOVER_INTERVAL, take_over, worker_lock
 
 APPLICATION: Final = "provisioner"
@@ -43,6 +46,9 @@ GC_INTERVAL: Final = timedelta(minutes=5)
 GC_BATCH_MAX: Final = 500
 # How long `stop` waits for effects being performed; the next start performs them again.
 STOP_LIMIT: Final = timedelta(seconds=10)
+
+# The exit code of a worker that ends because its lease was lost.
+LEASE_LOST: Final = 75
 
 FINISHED: Final = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
 
@@ -119,8 +125,13 @@ class DbosEffectWorker:
         takeover_interval: timedelta = TAKEOVER_INTERVAL,
         at_once_max: int = EFFECTS_AT_ONCE_MAX,
         deaths_max: int = DEATHS_MAX,
+        on_lost: Callable[[], None] = lambda: os._exit(LEASE_LOST),
     ) -> None:
-        """`name` must stay the same over restarts: by it a worker finds its own work again."""
+        """`name` must stay the same over restarts: by it a worker finds its own work again.
+
+        `on_lost` is called when the lease on it was lost: its work may be another's by now, and
+        threads cannot be ended in any other way than with their process.
+        """
         self._engine = engine
         self._name = name
         self._finished_kept = finished_kept
@@ -128,6 +139,7 @@ class DbosEffectWorker:
         self._at_once_max = at_once_max
         self._deaths_max = deaths_max
         self._takeover_interval = takeover_interval
+        self._on_lost = on_lost
         self._lock = worker_lock(engine, name)
         self._stopping = threading.Event()
         self._performing = _Count()
@@ -140,15 +152,22 @@ class DbosEffectWorker:
         the same effect comes again. What it raises is a bug: it is logged and recorded,
         and the effect is not tried again.
 
-        Raises ConfigError when a worker of the same name runs already.
+        Raises ConfigError when a worker of the same name runs already, and Unavailable when
+        the database does not answer.
         """
-        if not self._lock.acquire():
+        try:
+            is_ours = self._lock.acquire()
+            _quieten()
+            if is_ours:
+                prepare_effects(self._engine)
+        except DBAPIError as error:
+            self._lock.release()
+            raise Unavailable("the database does not answer", hint="try again later") from error
+        if not is_ours:
             raise ConfigError(
                 f"another worker named {self._name} is running on this database",
-                hint="stop it first, or give this one another name",
+                hint="stop it first, or give this one another name: service.name",
             )
-        _quieten()
-        prepare_effects(self._engine)
         DBOS(config=self._config())
         performer = self._performer(perform)
         DBOS.workflow(name=WORKFLOW, max_recovery_attempts=self._deaths_max)(performer)
@@ -163,6 +182,7 @@ class DbosEffectWorker:
         # With SQLite there is one machine, whose worker finds its own work when it restarts.
         if self._engine.dialect.name != "sqlite":
             self._every(self._takeover_interval, self._take_over)
+            self._every(RENEWAL_INTERVAL, self._renew)
 
     def stop(self) -> None:
         """Stop taking effects and wait up to STOP_LIMIT for those being performed."""
@@ -227,6 +247,16 @@ class DbosEffectWorker:
         thread = threading.Thread(target=rounds, name="effects-rounds", daemon=True)
         self._rounds.append(thread)
         thread.start()
+
+    def lease_left(self) -> timedelta:
+        """Return for how long this worker's work is certainly its own."""
+        return self._lock.left()
+
+    def _renew(self) -> None:
+        if not self._lock.renew() and not self._stopping.is_set():
+            log = logging.getLogger(__name__)
+            log.critical("the lease on the name %s was lost, this process ends", self._name)
+            self._on_lost()
 
     def _take_over(self) -> None:
         if taken := take_over(self._engine, QUEUE, self._name):

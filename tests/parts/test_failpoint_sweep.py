@@ -7,7 +7,6 @@ every run; `script/soak` takes them all.
 """
 
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -15,43 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pytest
-from sqlalchemy import text
 
 from provisioner.client import Client
 from provisioner.errors import Conflict, ProvisionerError, Unavailable
-from provisioner.store.engine import open_engine
-from tests.parts.ipmi import running_ipmi_sim
-from tests.parts.served_lives import HOST, Lives, enrol, install, lives, until
-from tests.parts.simulated_host import SimulatedHost
-from tests.parts.test_imaging_archive import FACTS
+from tests.parts.rack import INTO_NETWORK, RUN_LIMIT_S, Rack, patiently, request, running_rack
+from tests.parts.served_lives import HOST, until
 
 Json = dict[str, Any]
-
-RUN_LIMIT_S: Final = 45.0
-# What the BMC does to a host that is on: off, and into the network, each of them once.
-INTO_NETWORK: Final = ["off", "on pxe"]
-
-
-@dataclass
-class Rack:
-    """One service, one host, its BMC, and how to look at all of them."""
-
-    lives: Lives
-    host: SimulatedHost
-
-    def newest(self, client: Client) -> str | None:
-        found = client.operations(host=HOST, limit=1)
-        return found[0]["id"] if found else None
-
-    def in_queue(self) -> int:
-        """Return how many effects wait or are performed."""
-        engine = open_engine(self.lives.settings.database.url)
-        with engine.connect() as connection:
-            waiting = connection.execute(
-                text("SELECT count(*) FROM workflow_status WHERE status IN ('ENQUEUED','PENDING')")
-            ).scalar_one()
-        engine.dispose()
-        return int(waiting)
 
 
 @dataclass(frozen=True)
@@ -97,31 +66,6 @@ SCENARIOS: Final = {
         once=("deployment.cancelled",),
     ),
 }
-
-
-def patiently(ask: Callable[[], Any]) -> Any:
-    """Ask until the service answers, as everybody does who talks to it."""
-    end = time.monotonic() + RUN_LIMIT_S
-    while True:
-        try:
-            return ask()
-        except Unavailable:
-            assert time.monotonic() < end
-            time.sleep(0.05)
-
-
-def request(rack: Rack, client: Client) -> str:
-    """Request a deployment whose answer may be lost: look before asking again."""
-    before = patiently(lambda: rack.newest(client))
-
-    def ask() -> str:
-        if (newest := rack.newest(client)) != before and newest is not None:
-            return newest
-        with suppress(Conflict):
-            return str(client.deploy([HOST], "tiny@1")[0]["id"])
-        raise Unavailable("busy with what was just asked for")
-
-    return str(patiently(ask))
 
 
 def run(rack: Rack, scenario: Scenario, armed: str | None) -> str | None:
@@ -193,18 +137,8 @@ def judge(
 
 @pytest.fixture(scope="module")
 def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
-    folder = tmp_path_factory.mktemp("swept")
-    with running_ipmi_sim(folder / "bmc") as sim:
-        settings = install(folder / "installation")
-        enrol(settings, sim.where())
-        host = SimulatedHost(settings, folder / "bmc", release_id=FACTS.release_id)
-        host.install()
-        with lives(settings) as served:
-            host.start()
-            try:
-                yield Rack(served, host)
-            finally:
-                host.stop()
+    with running_rack(tmp_path_factory.mktemp("swept")) as rack:
+        yield rack
 
 
 def reached(rack: Rack, scenario: Scenario) -> Counter[str]:

@@ -7,7 +7,8 @@
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -44,6 +45,7 @@ DEATHS_MAX: Final = 20
 FINISHED_KEPT: Final = timedelta(days=1)
 GC_INTERVAL: Final = timedelta(minutes=5)
 GC_BATCH_MAX: Final = 500
+RECLAIM_INTERVAL: Final = timedelta(seconds=2)
 # How long `stop` waits for effects being performed; the next start performs them again.
 STOP_LIMIT: Final = timedelta(seconds=10)
 
@@ -142,7 +144,8 @@ class DbosEffectWorker:
         self._on_lost = on_lost
         self._lock = worker_lock(engine, name)
         self._stopping = threading.Event()
-        self._performing = _Count()
+        self._performing = _Performing()
+        self._stranded: set[str] = set()
         self._rounds: list[threading.Thread] = []
 
     def start(self, perform: Callable[[Outgoing], None]) -> None:
@@ -179,6 +182,7 @@ class DbosEffectWorker:
             raise
         self._stopping.clear()
         self._every(self._gc_interval, self.forget_finished)
+        self._every(RECLAIM_INTERVAL, self._reclaim)
         # With SQLite there is one machine, whose worker finds its own work when it restarts.
         if self._engine.dialect.name != "sqlite":
             self._every(self._takeover_interval, self._take_over)
@@ -190,7 +194,7 @@ class DbosEffectWorker:
         for thread in self._rounds:
             thread.join()
         self._rounds.clear()
-        busy = self._performing.value > 0
+        busy = bool(self._performing.keys())
         DBOS.destroy(
             destroy_registry=True,
             workflow_completion_timeout_sec=int(STOP_LIMIT.total_seconds()) if busy else 0,
@@ -199,8 +203,9 @@ class DbosEffectWorker:
 
     def _performer(self, perform: Callable[[Outgoing], None]) -> Callable[[Json], None]:
         def perform_effect(saved: Json) -> None:
-            with self._performing:
-                perform(_restored(saved))
+            outgoing = _restored(saved)
+            with self._performing.one(outgoing.key):
+                perform(outgoing)
 
         return perform_effect
 
@@ -262,6 +267,26 @@ class DbosEffectWorker:
         if taken := take_over(self._engine, QUEUE, self._name):
             logging.getLogger(__name__).warning("took over %d effects of a dead worker", taken)
 
+    def _reclaim(self) -> None:
+        """Queue again what DBOS believes to be performed here, and is not, at two looks.
+
+        The database may have carried out that an effect was taken, or failed to save that it
+        was performed, without this process hearing of it.
+        """
+        taken = DBOS.list_workflows(
+            status="PENDING",
+            queue_name=QUEUE,
+            executor_id=self._name,
+            limit=GC_BATCH_MAX,
+            load_input=False,
+            load_output=False,
+        )
+        idle = {workflow.workflow_id for workflow in taken} - self._performing.keys()
+        lost, self._stranded = idle & self._stranded, idle
+        if lost:
+            DBOS.resume_workflows(sorted(lost), queue_name=QUEUE)
+            logging.getLogger(__name__).warning("%d effects were stranded", len(lost))
+
     def forget_finished(self) -> int:
         """Delete effects that finished longer than `finished_kept` ago; return how many."""
         before = (datetime.now(UTC) - self._finished_kept).isoformat()
@@ -295,20 +320,26 @@ def _restored(saved: Json) -> Outgoing:
     )
 
 
-class _Count:
-    """How many threads are inside a `with` of it."""
+class _Performing:
+    """The keys of the effects that are being performed in this process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.value = 0
+        self._keys: list[str] = []
 
-    def __enter__(self) -> None:
+    def keys(self) -> set[str]:
         with self._lock:
-            self.value += 1
+            return set(self._keys)
 
-    def __exit__(self, *_: object) -> None:
+    @contextmanager
+    def one(self, key: str) -> Iterator[None]:
         with self._lock:
-            self.value -= 1
+            self._keys.append(key)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._keys.remove(key)
 
 
 def _client(engine: Engine) -> DBOSClient:

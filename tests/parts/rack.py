@@ -35,7 +35,7 @@ class Rack:
 
     def in_queue(self) -> int:
         """Return how many effects wait or are performed."""
-        engine = open_engine(self.lives.settings.database.url)
+        engine = open_engine(self.lives.database_url)
         with engine.connect() as connection:
             schema = "" if engine.dialect.name == "sqlite" else "dbos."
             waiting = connection.execute(
@@ -74,7 +74,7 @@ def request(rack: Rack, client: Client) -> str:
 
 
 @contextmanager
-def running_rack(folder: Path, **how: Any) -> Iterator[Rack]:
+def running_rack(folder: Path, *, small_disk: bool = False, **how: Any) -> Iterator[Rack]:
     """Install a service into `folder` and enrol its host; no life of it has begun yet. `how` is
     what `install` takes."""
     with running_ipmi_sim(folder / "bmc") as sim:
@@ -82,7 +82,7 @@ def running_rack(folder: Path, **how: Any) -> Iterator[Rack]:
         enrol(settings, sim.where())
         host = SimulatedHost(settings, folder / "bmc", release_id=FACTS.release_id)
         host.install()
-        with lives(settings) as served:
+        with lives(settings, small_disk=small_disk) as served:
             host.start()
             try:
                 yield Rack(served, host)

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,6 +113,17 @@ class Lives:
     def failpoints(self) -> Path:
         return self.settings.data_dir / "failpoints"
 
+    @property
+    def data_dir(self) -> Path:
+        """Where its process sees its data, perhaps by mounts of its own."""
+        return Path(f"/proc/{self.process.pid}/root{self.settings.data_dir}")
+
+    @property
+    def database_url(self) -> str:
+        return self.settings.database.url.replace(
+            f"sqlite:///{self.settings.data_dir}", f"sqlite:///{self.data_dir}"
+        )
+
     def begin(self) -> None:
         """Start a life, and return when all its parts answer."""
         self._tell("begin")
@@ -134,9 +145,12 @@ class Lives:
 
     def pid_of(self, name: str) -> int:
         """Return the one process of a part, such as prov-worker."""
+        (pid,) = until(lambda: self._pids_of(name), f"one {name}")
+        return int(pid)
+
+    def _pids_of(self, name: str) -> list[int] | None:
         found = [pid for pid, comm in below(self.process.pid).items() if comm == name]
-        assert len(found) == 1, found
-        return found[0]
+        return found if len(found) == 1 else None
 
     def arm(self, armed: str) -> None:
         """Have a failpoint fire once, counted from now on."""
@@ -172,26 +186,41 @@ def below(pid: int) -> dict[int, str]:
     return found
 
 
+# Run in a mount namespace of its own: data_dir moves onto a file system that is soon full.
+ON_A_SMALL_DISK: Final = """\
+set -e
+cp -a "$1" "$1.kept"
+mount -t tmpfs -o size=24m tmpfs "$1"
+cp -a "$1.kept/." "$1"
+shift
+exec "$@"
+"""
+
+
 @contextmanager
-def lives(settings: Settings, *, environment: Mapping[str, str] | None = None) -> Iterator[Lives]:
-    """Run the forking process, with failpoints on; no life has begun yet."""
+def lives(settings: Settings, *, small_disk: bool = False) -> Iterator[Lives]:
+    """Run the forking process, with failpoints on; no life has begun yet.
+
+    With `small_disk` the installation is on a tmpfs of its own and has no failpoints: they
+    would fail there themselves.
+    """
     folder = settings.data_dir
+    before: list[str] = []
+    if small_disk:
+        kind = "-m" if os.geteuid() == 0 else "-Urm"
+        before = ["unshare", kind, "sh", "-c", ON_A_SMALL_DISK, "sh", str(folder)]
     (folder / "failpoints").mkdir(exist_ok=True)
     (folder / "failpoints" / CONSENT).touch()
-    log_path = folder / "service.log"
+    log_path = folder.with_name(f"{folder.name}.log")
     with log_path.open("a") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.parts.served_lives", str(settings.path)],
+            [*before, sys.executable, "-m", "tests.parts.served_lives", str(settings.path)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env={
-                **os.environ,
-                VARIABLE: str(folder / "failpoints"),
-                **(environment or {}),
-            },
+            env={**os.environ, VARIABLE: "" if small_disk else str(folder / "failpoints")},
         )
     run = Lives(settings, process, log_path)
     try:
@@ -204,10 +233,17 @@ def lives(settings: Settings, *, environment: Mapping[str, str] | None = None) -
         process.communicate(timeout=LIMIT_S)
 
 
-def copy_of(installation: Path, folder: Path) -> Settings:
-    """Return a copy of an installation that is not running, on the same ports."""
-    shutil.copytree(installation, folder, symlinks=True)
-    return load(folder / "provisioner.toml")
+def sibling_of(settings: Settings, folder: Path, name: str) -> Settings:
+    """Install a second service beside a first that does not run yet: the same keys, releases
+    and PostgreSQL, other ports, and another name."""
+    shutil.copytree(settings.data_dir, folder)
+    config = folder / "provisioner.toml"
+    words = config.read_text()
+    places = (settings.api.listen, settings.boot.listen, settings.agent.listen)
+    for place, port in zip(places, free_ports(3), strict=True):
+        words = words.replace(f":{place.port}", f":{port}")
+    config.write_text(words.replace("[service]", f'[service]\nname = "{name}"'))
+    return load(config)
 
 
 def main(config: str) -> None:

@@ -23,6 +23,7 @@ import structlog
 from .core.contracts import Bmc, BmcPool, EffectWorker, Outgoing, Store, Tx
 from .core.model import BmcAddress, BootDevice, PowerState
 from .errors import ConfigError
+from .service.sightings import Mark, MarkFile
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +49,9 @@ class Point(StrEnum):
     RESET_AFTER = "bmc.reset.after"
     NEXT_BOOT_BEFORE = "bmc.set_next_boot.before"
     NEXT_BOOT_AFTER = "bmc.set_next_boot.after"
+    # The note of how far the audit log has come, a file beside the database.
+    MARK_BEFORE = "mark.before"
+    MARK_AFTER = "mark.after"
 
 
 Reach = Callable[[Point], None]
@@ -246,3 +250,15 @@ class WatchedBmc:
     ) -> None:
         with _around(self._reach, Point.NEXT_BOOT_BEFORE, Point.NEXT_BOOT_AFTER):
             self._bmc.set_next_boot(device, persistent=persistent, uefi=uefi, hold_timer=hold_timer)
+
+
+class WatchedMarkFile(MarkFile):
+    """The high-water mark, with a failpoint on either side of its being written."""
+
+    def __init__(self, path: Path, reach: Reach) -> None:
+        super().__init__(path)
+        self._reach = reach
+
+    def write(self, mark: Mark) -> None:
+        with _around(self._reach, Point.MARK_BEFORE, Point.MARK_AFTER):
+            super().write(mark)

@@ -18,7 +18,7 @@ from .core.lifecycle import Limits
 from .core.manifest import Manifest
 from .core.model import Phase
 from .core.trust import TrustPolicy
-from .failpoints import Reach, WatchedEffects, WatchedPool, WatchedStore
+from .failpoints import Reach, WatchedEffects, WatchedMarkFile, WatchedPool, WatchedStore
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from .service.operations import Operations
     from .service.profiles import Profiles
     from .service.ramdisks import Ramdisks
+    from .service.reconciliation import Reconciliation
     from .service.releases import Releases
+    from .service.sightings import HighWater, Sightings
     from .service.tokens import Tokens
     from .service.transitions import Transitions
     from .service.worker import Worker
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 # Held by whoever changes the archive.
 ARCHIVE_LOCK: Final = "archive.lock"
 WORKER: Final = "worker-1"
+# How far the audit log had come: a database that has not come so far was restored.
+HIGH_WATER: Final = "high-water.json"
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,9 @@ class Service:
     transitions: Transitions
     pool: BmcPool
     fence: Fence
+    sightings: Sightings
+    high_water: HighWater
+    reconciliation: Reconciliation
     on_close: Callable[[], None]
 
     def close(self) -> None:
@@ -109,6 +116,8 @@ def prepare(settings: Settings, reach: Reach | None = None) -> None:
         engine.dispose()
     service = build(settings, reach)
     try:
+        # Before any part can give a permission.
+        service.high_water.look()
         service.tokens.ensure_first_admin(settings.keys.admin_token)
     finally:
         service.close()
@@ -175,6 +184,8 @@ def build(settings: Settings, reach: Reach | None = None) -> Service:
     from .service.operations import Operations
     from .service.profiles import Profiles
     from .service.ramdisks import Ramdisks
+    from .service.reconciliation import Reconciliation
+    from .service.sightings import HighWater, MarkFile, Sightings
     from .service.timeline import Timeline
     from .service.tokens import Tokens
     from .service.transitions import Transitions
@@ -193,12 +204,14 @@ def build(settings: Settings, reach: Reach | None = None) -> Service:
         utc_now, derived, limits_of(settings), timedelta(seconds=settings.limits.ticket_s)
     )
     fence = Fence()
+    mark_file = MarkFile(settings.data_dir / HIGH_WATER)
     pool: BmcPool = IpmiPool(
         settings.data_dir / "locks",
         exchange_limit=timedelta(seconds=settings.limits.bmc_exchange_s),
         left=fence.left,
     )
     if reach is not None:
+        mark_file = WatchedMarkFile(settings.data_dir / HIGH_WATER, reach)
         store, pool = WatchedStore(store, reach), WatchedPool(pool, reach)
     agent_ca = settings.keys.agent_tls_pem.read_text()
     archive = archive_of(settings)
@@ -243,6 +256,9 @@ def build(settings: Settings, reach: Reach | None = None) -> Service:
         transitions=transitions,
         pool=pool,
         fence=fence,
+        sightings=Sightings(store, utc_now, derived),
+        high_water=HighWater(store, utc_now, mark_file),
+        reconciliation=Reconciliation(store, transitions, utc_now),
         on_close=close,
     )
 
@@ -288,6 +304,7 @@ def worker(settings: Settings, service: Service, reach: Reach | None = None) -> 
         effects if reach is None else WatchedEffects(effects, reach),
         utc_now,
         in_flight_max=settings.limits.deployments_in_flight_max,
+        high_water=service.high_water,
     )
 
 

@@ -31,6 +31,7 @@ from provisioner.errors import Conflict
 
 from .chance import Derived, new_host_id, new_operation_id
 from .identity import EMPTY_UUIDS
+from .observing import WHY
 from .ramdisks import Ramdisks
 from .transitions import Transitions
 
@@ -90,6 +91,8 @@ class BootService:
             names = ", ".join(host.name for host in hosts)
             return LocalDisk(LocalBoot.AUTO, f"this MAC is known for {names}"), hosts[0]
         host = hosts[0] if hosts else None
+        if tx.is_observing():
+            return LocalDisk(host.local_boot if host else LocalBoot.AUTO, WHY), host
         if host is not None and (doubt := self._identity_doubt(tx, request, host)):
             return LocalDisk(host.local_boot, doubt), host
         if host is None and (twin := self._twin(tx, request)) is not None:
@@ -179,7 +182,7 @@ class BootService:
 
     def _inspection(self, host: Host, now: datetime) -> Operation:
         return Operation(
-            id=new_operation_id(),
+            id=new_operation_id(now),
             host_id=host.id,
             kind=Kind.INSPECTION,
             phase=Phase.NETBOOTING,

@@ -24,6 +24,7 @@ from provisioner.errors import Conflict, NotFound
 
 from .chance import new_operation_id
 from .lookup import channel_in, find_release, host_named, version_floor
+from .observing import check_acting
 from .requests import (
     check_can_be_proven,
     check_may_deploy,
@@ -140,6 +141,7 @@ class Operations:
         Raises NotAllowed with the way out when the disk is already being rewritten.
         """
         with self._store.begin() as tx:
+            check_acting(tx)
             found = tx.operation(OperationId(operation_id))
             if found.is_final:
                 raise Conflict(
@@ -182,7 +184,7 @@ class Operations:
     ) -> Operation:
         now = self._clock()
         return Operation(
-            id=new_operation_id(),
+            id=new_operation_id(now),
             host_id=host.id,
             kind=kind,
             phase=Phase.QUEUED,
@@ -199,6 +201,7 @@ class Operations:
         )
 
     def _add(self, tx: Tx, host: Host, operation: Operation, actor: str) -> Operation:
+        check_acting(tx)
         tx.save_host(replace(host, generation=operation.generation))
         tx.add_operation(operation)
         detail: Json = {"operation": operation.id, "release": operation.release, **operation.pins}

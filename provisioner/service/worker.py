@@ -23,12 +23,14 @@ from .boot import DISCOVERY_ACTOR
 from .health import Finding, check_all
 from .operations import why_not_started
 from .performer import Performer
+from .sightings import HighWater
 from .transitions import Transitions
 
 log = structlog.get_logger(__name__)
 
 TICK_S: Final = 0.2
 START_PAUSE_S: Final = 1.0
+MARK_EVERY: Final = timedelta(seconds=5)
 OVERDUE_EVERY: Final = timedelta(seconds=1)
 CHECK_EVERY: Final = timedelta(seconds=2)
 # A worker that saw nothing for OUTAGE takes the silence of others for its own fault. Agents
@@ -51,6 +53,7 @@ class Worker:
         clock: Clock,
         *,
         in_flight_max: int,
+        high_water: HighWater | None = None,
     ) -> None:
         self._store = store
         self._transitions = transitions
@@ -58,6 +61,8 @@ class Worker:
         self._effects = effects
         self._clock = clock
         self._in_flight_max = in_flight_max
+        self._high_water = high_water
+        self._next_mark = clock()
         self._checkers = ThreadPoolExecutor(CHECKERS_MAX, thread_name_prefix="health")
         self._checking: dict[OperationId, Future[None]] = {}
         self._next_check: dict[OperationId, datetime] = {}
@@ -97,6 +102,8 @@ class Worker:
         """Look once at everything. After an outage nothing is ended at first: whoever could
         not be heard is given time to speak."""
         now = self._clock()
+        if self._only_observes(now):
+            return
         if self._seen_at is None or now - self._seen_at > OUTAGE:
             self._next_overdue = now + OUTAGE_GRACE
         self.start_queued()
@@ -105,6 +112,14 @@ class Worker:
             self.end_overdue()
             self._next_overdue = now + OVERDUE_EVERY
         self._seen_at = self._clock()
+
+    def _only_observes(self, now: datetime) -> bool:
+        """Hold the database against the mark now and then; say whether it was restored."""
+        if self._high_water is not None and now >= self._next_mark:
+            self._high_water.look()
+            self._next_mark = now + MARK_EVERY
+        with self._store.read() as tx:
+            return tx.is_observing()
 
     def start_queued(self) -> None:
         """Start queued operations, oldest first, while fewer than the limit are in flight."""

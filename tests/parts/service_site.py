@@ -27,7 +27,9 @@ from provisioner.service.operations import Operations
 from provisioner.service.performer import Performer
 from provisioner.service.profiles import Profiles
 from provisioner.service.ramdisks import Ramdisks
+from provisioner.service.reconciliation import Reconciliation
 from provisioner.service.releases import Releases
+from provisioner.service.sightings import HighWater, MarkFile, Sightings
 from provisioner.service.tokens import Tokens
 from provisioner.service.transitions import Transitions
 from provisioner.service.worker import Worker
@@ -105,6 +107,9 @@ class Site:
     performer: Performer
     worker: Worker
     derived: Derived
+    sightings: Sightings
+    high_water: HighWater
+    reconciliation: Reconciliation
 
     def perform(self, *, at_most: int = 100) -> int:
         """Perform the waiting effects and those that follow from them; return how many."""
@@ -303,7 +308,12 @@ def limits() -> Limits:
 
 @contextmanager
 def running_site(
-    url: str, archive: Archive, ramdisks: Path, *, discovery: bool = False
+    url: str,
+    archive: Archive,
+    ramdisks: Path,
+    *,
+    discovery: bool = False,
+    mark: Path | None = None,
 ) -> Iterator[Site]:
     """A service over the database at `url`, which has its tables already."""
     clock, outbox, pool = SetClock(NOW), Outbox(), FakeBmcPool()
@@ -311,6 +321,9 @@ def running_site(
     derived = Derived(bytes(range(32)))
     transitions = Transitions(clock, derived, limits(), TICKET_LIFETIME)
     shelf = Ramdisks(ramdisks)
+    high_water = HighWater(
+        store, clock, MarkFile(mark or Path(f"{url.removeprefix('sqlite:///')}.mark"))
+    )
     performer = Performer(
         store, transitions, pool, clock, soft_shutdown_limit=SOFT_SHUTDOWN, pause=clock.pass_
     )
@@ -348,8 +361,19 @@ def running_site(
         tokens=Tokens(store, clock),
         transitions=transitions,
         performer=performer,
-        worker=Worker(store, transitions, performer, outbox, clock, in_flight_max=2),
+        worker=Worker(
+            store,
+            transitions,
+            performer,
+            outbox,
+            clock,
+            in_flight_max=2,
+            high_water=high_water,
+        ),
         derived=derived,
+        sightings=Sightings(store, clock, derived),
+        high_water=high_water,
+        reconciliation=Reconciliation(store, transitions, clock),
     )
     try:
         yield site

@@ -117,7 +117,9 @@ def test_nobody_commits_past_the_store() -> None:
 def test_every_point_is_passed_by_somebody() -> None:
     """The set is closed: a point that nothing passes any more has to go."""
     bmc = {f"bmc.{verb}.{when}" for verb in verbs() for when in ("before", "after")}
-    ours = {f"{what}.{when}" for what in ("commit", "effect", "feedback") for when in POINT_ENDS}
+    ours = {
+        f"{what}.{when}" for what in ("commit", "effect", "feedback", "mark") for when in POINT_ENDS
+    }
     assert {str(point) for point in Point} == bmc | ours
 
 

@@ -18,6 +18,7 @@ from provisioner.service.audit import Audit
 from provisioner.service.hosts import Hosts
 from provisioner.service.operations import Operations
 from provisioner.service.profiles import Profiles
+from provisioner.service.reconciliation import Reconciliation
 from provisioner.service.releases import Releases
 from provisioner.service.tokens import Tokens
 
@@ -45,6 +46,8 @@ class ApiServices(Protocol):
     def tokens(self) -> Tokens: ...
     @property
     def audit(self) -> Audit: ...
+    @property
+    def reconciliation(self) -> Reconciliation: ...
     @property
     def store(self) -> Store: ...
 

@@ -208,7 +208,7 @@ def build(settings: Settings, reach: Reach | None = None) -> Service:
     pool: BmcPool = IpmiPool(
         settings.data_dir / "locks",
         exchange_limit=timedelta(seconds=settings.limits.bmc_exchange_s),
-        left=fence.left,
+        may_begin=fence.begin,
     )
     if reach is not None:
         mark_file = WatchedMarkFile(settings.data_dir / HIGH_WATER, reach)

@@ -25,6 +25,7 @@ WAIT_LIMIT: Final = timedelta(seconds=60)
 
 # An exchange is ended by the service; this much later it ends by itself.
 OWN_END_AFTER: Final = timedelta(seconds=1)
+NO_LIMIT: Final = timedelta.max
 # Verbs that change nothing, and may come late.
 READING: Final = frozenset({"power"})
 
@@ -80,8 +81,8 @@ class IpmiPool:
 
     `lock_dir` is shared by every process on this machine that speaks to BMCs, and is made if
     it is missing. Make the pool after forking: its workers belong to the process that made it.
-    `left` says how long the calling thread may still change something: an exchange that would
-    is not begun later, and is broken off then, even when this process is stopped meanwhile.
+    `may_begin` is asked right before an exchange that changes something, and says within what
+    time it has to begin and to end: it does, even when this process is stopped meanwhile.
     """
 
     def __init__(
@@ -92,13 +93,13 @@ class IpmiPool:
         idle_workers_max: int = IDLE_WORKERS_MAX,
         exchange_limit: timedelta = EXCHANGE_LIMIT,
         wait_limit: timedelta = WAIT_LIMIT,
-        left: Callable[[], timedelta] = lambda: timedelta.max,
+        may_begin: Callable[[], tuple[timedelta, timedelta]] = lambda: (NO_LIMIT, NO_LIMIT),
     ) -> None:
         lock_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock_dir = lock_dir
         self._exchange_limit = exchange_limit
         self._wait_limit = wait_limit
-        self._left = left
+        self._may_begin = may_begin
         self.workers = Workers(workers_max=workers_max, idle_workers_max=idle_workers_max)
 
     def bmc(self, where: BmcAddress) -> "IpmiBmc":
@@ -124,28 +125,32 @@ class IpmiPool:
         }
         deadline = time.monotonic() + self._wait_limit.total_seconds()
         with bmc_lock(self._lock_dir, where.address, where.port, self._wait_limit):
-            request["until"] = self._until(where.address, verb)
             left = timedelta(seconds=max(0.0, deadline - time.monotonic()))
             answer = self._ask_worker(where.address, request, left)
         if answer.outcome != "done":
             raise translate(answer.outcome, answer.text, where.address)
         return answer.value
 
-    def _until(self, address: str, verb: str) -> float:
-        """Return when the exchange must be over, on the clock that runs while we are stopped."""
-        limit = self._exchange_limit + OWN_END_AFTER
-        if verb not in READING:
-            limit = min(limit, self._left())
-        if limit <= timedelta():
+    def _within(self, address: str, verb: str) -> dict[str, float]:
+        """Return when the exchange must begin and be over, on the clock that goes on while we
+        are stopped. Asked when nothing is left to wait for."""
+        no_limit = self._exchange_limit + OWN_END_AFTER
+        begin, end = (no_limit, no_limit) if verb in READING else self._may_begin()
+        if min(begin, end) <= timedelta():
             raise BmcUnreachable(
                 f"the exchange with BMC {address} was held up for too long, and not begun",
-                hint="this process was stopped, or waited for others; it looks again first",
+                hint="this process was stopped; it looks again first",
             )
-        return time.clock_gettime(time.CLOCK_BOOTTIME) + limit.total_seconds()
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        return {
+            "begin_by": now + min(begin, no_limit).total_seconds(),
+            "until": now + min(end, no_limit).total_seconds(),
+        }
 
     def _ask_worker(self, address: str, request: dict[str, Any], wait: timedelta) -> _Answer:
         try:
             with self.workers.lent(wait) as worker:
+                request |= self._within(address, request["verb"])
                 return _Answer(**worker.exchange(request, self._exchange_limit))
         except TimeoutError as error:
             raise BmcUnreachable(

@@ -110,11 +110,9 @@ class Performer:
         return operation, host, was_fed or not wanted
 
     def _look_again(self, operation: Operation, effect: Effect) -> None:
-        """Raise Overtaken when the effect is no longer wanted; else it may be acted on for a
-        while."""
+        """Raise Overtaken when the effect is no longer wanted."""
 
         def look() -> None:
-            self._fence.look()
             with self._store.read() as tx:
                 now = tx.operation(operation.id)
                 wanted = is_wanted(effect, operation.generation, now, tx.host(now.host_id))

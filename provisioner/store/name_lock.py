@@ -22,7 +22,8 @@ HOLDER_GONE_LIMIT: Final = timedelta(seconds=2)
 ASK_AGAIN: Final = timedelta(milliseconds=50)
 
 # A holder that says nothing for so long has lost the lock: PostgreSQL ends its session.
-LEASE: Final = timedelta(seconds=8)
+# Longer than an exchange with a BMC may take, so that each ends within it.
+LEASE: Final = timedelta(seconds=25)
 RENEWAL_INTERVAL: Final = timedelta(seconds=2)
 
 _LEASE: Final = text(f"SET idle_session_timeout = {int(LEASE.total_seconds() * 1000)}")

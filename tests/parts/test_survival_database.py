@@ -129,7 +129,7 @@ def test_the_database_is_away_in_the_middle(
             told_to_come_back(rack, "GET", "/healthz")
             told_to_come_back(rack, "POST", f"/api/v1/operations/{operation}/cancel")
             boots_locally(rack)
-            # Longer than a worker's lease, so that it has to begin anew.
+            # Long enough for the worker to notice that its lease is gone, and to begin anew.
             time.sleep(12)
             boots_locally(rack)
             proxy.up()

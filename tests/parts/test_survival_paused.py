@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from provisioner.errors import BmcUnreachable
-from provisioner.service.fence import LOOK_HOLDS, CarefulBmc, Fence, Overtaken
+from provisioner.service.fence import LOOK_HOLDS, NO_LIMIT, CarefulBmc, Fence, Overtaken
 from tests.parts.fake_bmc import FakeBmc
 from tests.parts.rack import INTO_NETWORK, Rack, request, running_rack
 from tests.parts.served_lives import HOST, until
 
-# Longer than any look holds, and than any lease.
+# Longer than any look holds.
 FROZEN_S = LOOK_HOLDS.total_seconds() + 1
 
 
@@ -65,17 +65,23 @@ def test_a_late_result_is_dropped(rack: Rack) -> None:
     assert "late BMC result dropped" in rack.lives.log.read_text()
 
 
-def test_a_look_holds_for_a_while_and_no_longer_than_the_lease() -> None:
-    now = 100.0
+def test_the_last_look_is_taken_right_before_the_command_begins() -> None:
+    now, looks = 100.0, 0
+    took = [LOOK_HOLDS.total_seconds(), 1.0, 0.0]  # the first answer is of a world of the past
+
+    def look() -> None:
+        nonlocal now, looks
+        now += took[looks]
+        looks += 1
+
     fence = Fence(lambda: now)
-    assert fence.left() == timedelta.max, "a person's command needs no look"
-    fence.look()
-    now += 4
-    assert fence.left() == LOOK_HOLDS - timedelta(seconds=4)
-    fence.hold(lambda: timedelta(seconds=1))
-    assert fence.left() == timedelta(seconds=1)
-    now += LOOK_HOLDS.total_seconds()
-    assert fence.left() < timedelta()
+    assert fence.begin() == (NO_LIMIT, NO_LIMIT), "a person's command needs no look"
+    with fence.acting(look):
+        assert fence.begin() == (LOOK_HOLDS - timedelta(seconds=1), NO_LIMIT)
+        assert looks == 2
+        fence.hold(lambda: timedelta(seconds=-1))
+        assert fence.begin() == (timedelta(seconds=-1), timedelta(seconds=-1))
+    assert fence.begin() == (NO_LIMIT, NO_LIMIT)
 
 
 def test_each_command_looks_first_and_reading_does_not() -> None:
@@ -84,7 +90,7 @@ def test_each_command_looks_first_and_reading_does_not() -> None:
     def look() -> None:
         raise Overtaken
 
-    careful = CarefulBmc(bmc, look)
+    careful = CarefulBmc(bmc, Fence(), look)
     careful.power()
     for command in (careful.power_on, careful.reset, lambda: careful.power_off(soft=True)):
         with pytest.raises(Overtaken):
@@ -99,15 +105,15 @@ def test_an_exchange_whose_time_is_over_is_not_begun_and_one_that_hangs_is_ended
     from provisioner.bmc.ipmi import IpmiPool
     from tests.parts.ipmi import running_ipmi_sim
 
-    left = timedelta(seconds=-1)
-    pool = IpmiPool(tmp_path / "locks", left=lambda: left)
+    within = (timedelta(seconds=-1), NO_LIMIT)
+    pool = IpmiPool(tmp_path / "locks", may_begin=lambda: within)
     with running_ipmi_sim(tmp_path / "bmc") as sim:
         try:
             with pytest.raises(BmcUnreachable, match="not begun"):
                 pool.bmc(sim.where()).power_on()
             assert sim.chassis() == []
             pool.bmc(sim.where()).power()
-            left = timedelta(seconds=1)
+            within = (NO_LIMIT, timedelta(seconds=1))
             sim.pause()
             begun = time.monotonic()
             with pytest.raises(BmcUnreachable, match="broke off"):

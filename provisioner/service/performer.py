@@ -158,7 +158,8 @@ class Performer:
 
     def _make_true(self, host: Host, operation: Operation, effect: Effect) -> E | None:
         assert host.bmc is not None
-        bmc = CarefulBmc(self._pool.bmc(host.bmc), look=lambda: self._look_again(operation, effect))
+        pooled, fence = self._pool.bmc(host.bmc), self._fence
+        bmc = CarefulBmc(pooled, fence, lambda: self._look_again(operation, effect))
         if isinstance(effect, PowerOff):
             soft = effect.soft and operation.options.get("soft_shutdown", True)
             is_off = self._power_off(bmc, host, operation, soft=bool(soft))

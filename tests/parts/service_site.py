@@ -327,15 +327,6 @@ def running_site(
     performer = Performer(
         store, transitions, pool, clock, soft_shutdown_limit=SOFT_SHUTDOWN, pause=clock.pass_
     )
-    agents = AgentSessions(
-        store,
-        transitions,
-        clock,
-        derived,
-        boot_url=BOOT_URL,
-        mirrors=(MIRROR,),
-        vendor_data=lambda nonce: f"#cloud-config\n# {nonce}\n",
-    )
     site = Site(
         clock=clock,
         outbox=outbox,
@@ -356,19 +347,13 @@ def running_site(
             discovery=discovery,
             discovered_hosts_max=3,
         ),
-        agents=agents,
+        agents=_agents(store, transitions, clock, derived),
         audit=Audit(store),
         tokens=Tokens(store, clock),
         transitions=transitions,
         performer=performer,
         worker=Worker(
-            store,
-            transitions,
-            performer,
-            outbox,
-            clock,
-            in_flight_max=2,
-            high_water=high_water,
+            *(store, transitions, performer, outbox, clock), in_flight_max=2, high_water=high_water
         ),
         derived=derived,
         sightings=Sightings(store, clock, derived),
@@ -379,6 +364,20 @@ def running_site(
         yield site
     finally:
         store.close()
+
+
+def _agents(
+    store: SqlStore, transitions: Transitions, clock: SetClock, derived: Derived
+) -> AgentSessions:
+    return AgentSessions(
+        store,
+        transitions,
+        clock,
+        derived,
+        boot_url=BOOT_URL,
+        mirrors=(MIRROR,),
+        vendor_data=lambda nonce: f"#cloud-config\n# {nonce}\n",
+    )
 
 
 def keep(store: SqlStore, event: Event) -> None:

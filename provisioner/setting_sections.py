@@ -41,6 +41,12 @@ class ServiceSettings:
         (),
         "hosts, by name or id, that are never a target, besides the one it finds itself on",
     )
+    name: str = _setting(
+        types.worker_name,
+        "",
+        "this service among those on one PostgreSQL; must stay the same, and no other may have "
+        "it; empty: the name of this machine",
+    )
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ WILDCARDS: Final = ("0.0.0.0", "::")
 _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._-]+)*/?")
 _REGION = re.compile(r"[a-z0-9-]{1,63}")
 TEXT_CHARACTERS_MAX: Final = 4096
+NAME_CHARACTERS_MAX: Final = 63
 MIRRORS_MAX: Final = 16
 HOSTS_MAX: Final = 100_000
 CHANNELS_MAX: Final = 32
@@ -63,6 +64,13 @@ def text(value: object) -> str:
     if not isinstance(value, str) or len(value) > TEXT_CHARACTERS_MAX:
         raise Wrong("a text")
     return value
+
+
+def worker_name(value: object) -> str:
+    name = text(value)
+    if (name and not _NAME.fullmatch(name)) or len(name) > NAME_CHARACTERS_MAX:
+        raise Wrong("a short name of letters, digits, . and -")
+    return name
 
 
 def boolean(value: object) -> bool:

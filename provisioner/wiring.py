@@ -5,6 +5,7 @@ Imports what a caller asks for, when it asks: the boot listener loads no BMC lib
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from .core.contracts import BmcPool, Store
 from .core.manifest import Manifest
 from .core.trust import TrustPolicy
+from .failpoints import Reach, WatchedEffects, WatchedMarkFile, WatchedPool, WatchedStore
 from .in_force import addresses_of, limits_of, policy_of, rules_of
 from .settings import Settings
 
@@ -29,11 +31,14 @@ if TYPE_CHECKING:
     from .service.audit import Audit
     from .service.boot import BootService
     from .service.breaker import Breakers
+    from .service.fence import Fence
     from .service.hosts import Hosts
     from .service.operations import Operations
     from .service.profiles import Profiles
     from .service.ramdisks import Ramdisks
+    from .service.reconciliation import Reconciliation
     from .service.releases import Releases
+    from .service.sightings import HighWater, Sightings
     from .service.tokens import Tokens
     from .service.transitions import Transitions
     from .service.worker import Worker
@@ -42,6 +47,9 @@ if TYPE_CHECKING:
 
 # Held by whoever changes the archive.
 ARCHIVE_LOCK: Final = "archive.lock"
+WORKER: Final = "worker-1"
+# How far the audit log had come: a database that has not come so far was restored.
+HIGH_WATER: Final = "high-water.json"
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,10 @@ class Service:
     breakers: Breakers
     transitions: Transitions
     pool: BmcPool
+    fence: Fence
+    sightings: Sightings
+    high_water: HighWater
+    reconciliation: Reconciliation
     on_close: Callable[[], None]
 
     def close(self) -> None:
@@ -76,7 +88,7 @@ def engine_of(settings: Settings) -> Engine:
     return open_engine(settings.database.url)
 
 
-def prepare(settings: Settings) -> None:
+def prepare(settings: Settings, reach: Reach | None = None) -> None:
     """Create or upgrade the database, and make the first admin token known. Repeatable."""
     from .store.migrate import upgrade
 
@@ -85,10 +97,12 @@ def prepare(settings: Settings) -> None:
         upgrade(engine)
     finally:
         engine.dispose()
-    service = build(settings)
+    service = build(settings, reach)
     try:
         with service.store.begin() as tx:
             tx.seal_profiles()
+        # Before any part can give a permission.
+        service.high_water.look()
         service.tokens.ensure_first_admin(settings.keys.admin_token)
     finally:
         service.close()
@@ -138,8 +152,11 @@ def archive_of(settings: Settings) -> Archive:
     return Archive(blobs_of(settings), trust_policy(settings), lock_file)
 
 
-def build(settings: Settings) -> Service:
-    """Return the use cases over the configured database. Close it when done."""
+def build(settings: Settings, reach: Reach | None = None) -> Service:
+    """Return the use cases over the configured database. Close it when done.
+
+    `reach` is told of every failpoint: there are none without it.
+    """
     from .bmc.credentials import open_, seal
     from .bmc.ipmi import IpmiPool
     from .own_identity import own_host
@@ -150,10 +167,13 @@ def build(settings: Settings) -> Service:
     from .service.breaker import Breakers
     from .service.chance import Derived, utc_now
     from .service.facts import GuardFacts
+    from .service.fence import Fence
     from .service.hosts import Hosts
     from .service.operations import Operations
     from .service.profiles import Profiles
     from .service.ramdisks import Ramdisks
+    from .service.reconciliation import Reconciliation
+    from .service.sightings import HighWater, MarkFile, Sightings
     from .service.timeline import Timeline
     from .service.tokens import Tokens
     from .service.transitions import Transitions
@@ -165,7 +185,7 @@ def build(settings: Settings) -> Service:
     queue = DbosEffectQueue(engine)
     master = bytes.fromhex(settings.keys.master.reveal())
     sealing = Sealing(seal=partial(seal, master), open=partial(open_, master))
-    store = SqlStore(engine, queue, sealing)
+    store: Store = SqlStore(engine, queue, sealing)
     derived = Derived(master)
     ramdisks = Ramdisks(settings.data_dir / "ramdisks", settings.ramdisk.digest)
     transitions = Transitions(
@@ -176,10 +196,16 @@ def build(settings: Settings) -> Service:
         policy=policy_of(settings),
         guard=GuardFacts(own_host(settings.service.own_hosts), rules_of(settings)),
     )
-    pool = IpmiPool(
+    fence = Fence()
+    mark_file = MarkFile(settings.data_dir / HIGH_WATER)
+    pool: BmcPool = IpmiPool(
         settings.data_dir / "locks",
         exchange_limit=timedelta(seconds=settings.limits.bmc_exchange_s),
+        may_begin=fence.begin,
     )
+    if reach is not None:
+        mark_file = WatchedMarkFile(settings.data_dir / HIGH_WATER, reach)
+        store, pool = WatchedStore(store, reach), WatchedPool(pool, reach)
     agent_ca = settings.keys.agent_tls_pem.read_text()
     archive = archive_of(settings)
     addresses = addresses_of(settings)
@@ -226,6 +252,10 @@ def build(settings: Settings) -> Service:
         breakers=Breakers(store, utc_now),
         transitions=transitions,
         pool=pool,
+        fence=fence,
+        sightings=Sightings(store, utc_now, derived),
+        high_water=HighWater(store, utc_now, mark_file),
+        reconciliation=Reconciliation(store, transitions, utc_now),
         on_close=close,
     )
 
@@ -248,7 +278,7 @@ def _releases(
     )
 
 
-def worker(settings: Settings, service: Service) -> Worker:
+def worker(settings: Settings, service: Service, reach: Reach | None = None) -> Worker:
     """Return the worker over an open service. One per process."""
     from .service.chance import utc_now
     from .service.performer import Performer
@@ -261,21 +291,34 @@ def worker(settings: Settings, service: Service) -> Worker:
         service.pool,
         utc_now,
         soft_shutdown_limit=timedelta(seconds=settings.limits.soft_shutdown_s),
+        fence=service.fence,
     )
+    effects = effect_worker(settings)
+    service.fence.hold(effects.lease_left)
     return Worker(
         service.store,
         service.transitions,
         performer,
-        effect_worker(settings),
+        effects if reach is None else WatchedEffects(effects, reach),
         utc_now,
         Recovery(service.store, service.transitions, service.archive, utc_now),
+        high_water=service.high_water,
     )
 
 
 def effect_worker(settings: Settings) -> DbosEffectWorker:
     from .store.durable import DbosEffectWorker
 
-    return DbosEffectWorker(engine_of(settings))
+    engine = engine_of(settings)
+    return DbosEffectWorker(engine, name=_name_of(settings))
+
+
+def _name_of(settings: Settings) -> str:
+    """Return this worker's name among those on its database, the same over restarts."""
+    if settings.service.name:
+        return settings.service.name
+    # SQLite has one; who calls the same PostgreSQL from elsewhere has another host name.
+    return WORKER if settings.database.url.startswith("sqlite") else socket.gethostname()
 
 
 def registrar(service: Service, *, actor: str) -> Register:

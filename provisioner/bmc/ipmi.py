@@ -5,6 +5,7 @@ waits for no state: patience and evidence belong to the reconciler.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +22,12 @@ from .workers import IDLE_WORKERS_MAX, WORKERS_MAX, WorkerLost, Workers
 EXCHANGE_LIMIT: Final = timedelta(seconds=20)
 # For the BMC's lock and a worker together: two exchanges at their limit, and some.
 WAIT_LIMIT: Final = timedelta(seconds=60)
+
+# An exchange is ended by the service; this much later it ends by itself.
+OWN_END_AFTER: Final = timedelta(seconds=1)
+NO_LIMIT: Final = timedelta.max
+# Verbs that change nothing, and may come late.
+READING: Final = frozenset({"power"})
 
 # pyghmi has one class for all of this; only the text tells them apart. First match wins.
 _CREDENTIALS_REFUSED: Final = (
@@ -74,6 +81,8 @@ class IpmiPool:
 
     `lock_dir` is shared by every process on this machine that speaks to BMCs, and is made if
     it is missing. Make the pool after forking: its workers belong to the process that made it.
+    `may_begin` is asked right before an exchange that changes something, and says within what
+    time it has to begin and to end: it does, even when this process is stopped meanwhile.
     """
 
     def __init__(
@@ -84,11 +93,13 @@ class IpmiPool:
         idle_workers_max: int = IDLE_WORKERS_MAX,
         exchange_limit: timedelta = EXCHANGE_LIMIT,
         wait_limit: timedelta = WAIT_LIMIT,
+        may_begin: Callable[[], tuple[timedelta, timedelta]] = lambda: (NO_LIMIT, NO_LIMIT),
     ) -> None:
         lock_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock_dir = lock_dir
         self._exchange_limit = exchange_limit
         self._wait_limit = wait_limit
+        self._may_begin = may_begin
         self.workers = Workers(workers_max=workers_max, idle_workers_max=idle_workers_max)
 
     def bmc(self, where: BmcAddress) -> "IpmiBmc":
@@ -120,9 +131,26 @@ class IpmiPool:
             raise translate(answer.outcome, answer.text, where.address)
         return answer.value
 
+    def _within(self, address: str, verb: str) -> dict[str, float]:
+        """Return when the exchange must begin and be over, on the clock that goes on while we
+        are stopped. Asked when nothing is left to wait for."""
+        no_limit = self._exchange_limit + OWN_END_AFTER
+        begin, end = (no_limit, no_limit) if verb in READING else self._may_begin()
+        if min(begin, end) <= timedelta():
+            raise BmcUnreachable(
+                f"the exchange with BMC {address} was held up for too long, and not begun",
+                hint="this process was stopped; it looks again first",
+            )
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        return {
+            "begin_by": now + min(begin, no_limit).total_seconds(),
+            "until": now + min(end, no_limit).total_seconds(),
+        }
+
     def _ask_worker(self, address: str, request: dict[str, Any], wait: timedelta) -> _Answer:
         try:
             with self.workers.lent(wait) as worker:
+                request |= self._within(address, request["verb"])
                 return _Answer(**worker.exchange(request, self._exchange_limit))
         except TimeoutError as error:
             raise BmcUnreachable(

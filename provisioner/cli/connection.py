@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 CLIENT_FILE: Final = "client.toml"
 CONTEXTS_FILE: Final = "~/.config/provisioner/contexts.toml"
 SYSTEM_FILE: Final = f"/etc/provisioner/{CLIENT_FILE}"
+OBSERVES: Final = (
+    "OBSERVE ONLY: the service's database is older than its hosts, and nothing is done; "
+    "see `provisioner reconcile --plan`"
+)
 FILE_BYTES_MAX: Final = 65536
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -51,7 +55,11 @@ def connected(command: F) -> F:
         **kwargs: Any,
     ) -> Any:
         with open_client(Asked(url, token_file, config, context)) as client:
-            return command(client, *args, **kwargs)
+            try:
+                return command(client, *args, **kwargs)
+            finally:
+                if client.only_observes:
+                    click.echo(OBSERVES, err=True)
 
     options = [
         click.option("--url", envvar="PROVISIONER_URL", metavar="URL", help="The service's API."),

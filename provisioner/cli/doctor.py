@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import click
 
 from provisioner.errors import ConfigError, ProvisionerError
+from provisioner.service.observing import HINT, WHY
 
 from .output import output_option, show
 
@@ -176,6 +177,23 @@ def _database(settings: "Settings") -> Iterator[Finding]:
         yield Finding(FAIL, "database", found, "check database.url, and that it is running")
     else:
         yield Finding(OK, "database", f"{name}, reachable")
+        if _only_observes(settings):
+            yield Finding(WARN, "database", WHY, HINT)
+
+
+def _only_observes(settings: "Settings") -> bool:
+    """Whether the database was restored; False when it is too old to say so."""
+    from provisioner import wiring
+
+    try:
+        service = wiring.build(settings)
+        try:
+            with service.store.read() as tx:
+                return tx.is_observing()
+        finally:
+            service.close()
+    except Exception:  # noqa: BLE001  whatever a driver raises
+        return False
 
 
 def _own_host(settings: "Settings") -> Iterator[Finding]:

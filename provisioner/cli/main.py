@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "reimage": Lazy(f"{_CLI}.reimage:reimage", "Rebuild the named hosts from a release."),
     "operation": Lazy(f"{_CLI}.operation:operation", "Show, watch and cancel operations."),
     "breaker": Lazy(f"{_CLI}.breaker:breaker", "Show and close the breaker, which stops starts."),
+    "reconcile": Lazy(f"{_CLI}.reconcile:reconcile", "Go on after a database was restored."),
     "audit": Lazy(f"{_CLI}.audit:audit", "Show and verify the audit log."),
     "token": Lazy(f"{_CLI}.token:token", "Create, list and revoke API tokens."),
     "ramdisk": Lazy(f"{_CLI}.ramdisk:ramdisk", "Build and show deploy ramdisks."),

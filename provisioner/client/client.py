@@ -26,6 +26,7 @@ CONNECT_LIMIT_S: Final = 5.0
 ANSWER_LIMIT_S: Final = 60.0
 READ_ATTEMPTS_MAX: Final = 3
 READ_PAUSE_S: Final = 0.5  # times the number of the attempt
+OBSERVES: Final = "Provisioner-Observe-Only"
 PAGE: Final = 1000
 HOSTS_MAX: Final = 100_000
 IDS_PER_REQUEST: Final = 50  # an id has some 20 characters; a request line holds 2048
@@ -48,6 +49,8 @@ class Client:
             )
         self.url = url.rstrip("/")
         self._pause = pause
+        # Whether the last answer said that its database was restored, and nothing is done.
+        self.only_observes = False
         try:
             self._http = httpx.Client(
                 base_url=self.url + "/api/v1",
@@ -287,6 +290,14 @@ class Client:
         checked: int = self._get("/audit/verify")["rows_checked"]
         return checked
 
+    def reconciliation(self) -> Json:
+        """Return the plan by which a service goes on whose database was restored."""
+        return self._get("/reconciliation")
+
+    def reconcile(self, digest: str) -> Json:
+        """Carry out the plan of that digest."""
+        return self._change("POST", "/reconciliation", {"digest": digest})
+
     def tokens(self) -> list[Json]:
         found: list[Json] = self._get("/tokens")["tokens"]
         return found
@@ -331,6 +342,7 @@ class Client:
             )
         except httpx.TransportError as error:
             raise _no_answer(self.url, error) from error
+        self.only_observes = OBSERVES in response.headers
         if response.is_error:
             raise _error(response)
         return response

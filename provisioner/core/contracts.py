@@ -62,6 +62,26 @@ class ApiToken:
 
 
 @dataclass(frozen=True)
+class Sighting:
+    """A proof that the world is ahead of this database, which therefore is an older one.
+
+    `kind` is `mark` (our own note of how far the audit log had come), or what a host came
+    with: a `ticket`, `token` or `nonce` that is ours, of an operation that is not known.
+    `key` tells it from others; it is no secret. Until it is reconciled, we only observe.
+    """
+
+    key: str
+    kind: str
+    at: datetime
+    source: str
+    detail: Json
+    operation_id: OperationId | None = None
+    generation: int | None = None
+    host_id: HostId | None = None
+    reconciled_at: datetime | None = None
+
+
+@dataclass(frozen=True)
 class Outgoing:
     """An effect to perform after commit. `partition` is what at most one effect at a time
     may touch (a BMC address); `key` makes enqueuing it twice do nothing."""
@@ -174,11 +194,21 @@ class Tx(Protocol):
     # records and wishes
     def audit(self, at: datetime, actor: str, action: str, subject: str, detail: Json) -> None: ...
     def audit_rows(self, *, after: int = 0, limit: int = 1000) -> Sequence[AuditRow]: ...
+    def newest_audit(self) -> AuditRow | None: ...
+    def is_audited(self, operation_id: OperationId) -> bool: ...  # it was known once; slow
     def add_event(self, event: Event) -> None: ...
     def events(
         self, *, host_id: HostId | None = None, after: int = 0, limit: int = 200
     ) -> Sequence[tuple[int, Event]]: ...  # (number, event), oldest first
     def enqueue(self, outgoing: Outgoing) -> None: ...
+
+    # what shows that this database was restored
+    def add_sighting(self, sighting: Sighting) -> bool: ...  # False: known, or too many
+    def sighting(self, key: str) -> Sighting | None: ...
+    def sightings(self) -> Sequence[Sighting]: ...  # those not reconciled, oldest first
+    def is_observing(self) -> bool: ...  # whether there is one
+    def reconcile_sightings(self, at: datetime) -> None: ...
+    def last_reconciled_at(self) -> datetime | None: ...
 
 
 class Store(Protocol):

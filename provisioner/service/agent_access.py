@@ -10,6 +10,7 @@ from provisioner.core.releases import check_standing
 from .agent_bodies import Hello
 from .chance import digest_of
 from .identity import IdentityDoubtful, TicketContested, TicketRefused, TokenRefused
+from .observing import check_acting
 
 AGENT: Final = "agent"
 # Where an operation's evidence keeps the session that used its ticket.
@@ -23,6 +24,7 @@ _AFTER_HELLO: Final = {Kind.DEPLOYMENT: Phase.PREPARING, Kind.VERIFICATION: Phas
 
 def known_ticket(tx: Tx, text: str) -> tuple[Ticket, Operation]:
     """Return a ticket of ours with its operation. Raises TicketRefused for another text."""
+    check_acting(tx)
     digest = digest_of(text)
     found = tx.ticket(digest)
     # The operation is locked now; whoever came a moment earlier has left its mark.
@@ -169,6 +171,7 @@ def session_of(
     `ended` takes the word of an agent whose operation has ended: a repeated last report. That
     renews nothing.
     """
+    check_acting(tx)
     agent = tx.agent_token(digest_of(token))
     if agent is None or now >= agent.expires_at:
         raise TokenRefused(

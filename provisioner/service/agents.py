@@ -40,7 +40,7 @@ from .agent_bodies import (
     text_in,
 )
 from .agent_orders import Places, orders_for, pinned_profile
-from .chance import Derived, digest_of, new_token
+from .chance import Derived, digest_of
 from .homecoming import Homecoming
 from .identity import (
     IdentityDoubtful,
@@ -143,7 +143,7 @@ class AgentSessions:
             tx.revoke_operation(operation.id, now)
         elif ticket.generation != operation.generation or not tx.consume_ticket(ticket.digest, now):
             raise used_ticket(host.name)
-        token = new_token("at")
+        token = self._derived.agent_token(operation.id, operation.generation, host.id)
         tx.add_agent_token(
             AgentToken(
                 digest_of(token.reveal()),

@@ -36,6 +36,7 @@ from provisioner.errors import Conflict
 from .addresses import Addresses
 from .chance import Derived, new_host_id, new_operation_id
 from .facts import DISCOVERY_ACTOR
+from .observing import WHY
 from .ramdisks import Ramdisks
 from .selections import select_hosts
 from .transitions import Transitions
@@ -107,6 +108,8 @@ class BootService:
             names = ", ".join(host.name for host in hosts)
             return LocalDisk(LocalBoot.AUTO, f"this MAC is known for {names}"), hosts[0]
         host = hosts[0] if hosts else None
+        if tx.is_observing():
+            return LocalDisk(host.local_boot if host else LocalBoot.AUTO, WHY), host
         if host is not None and (doubt := self._identity_doubt(tx, request, host, source)):
             return LocalDisk(host.local_boot, doubt), host
         if host is None and _is_nobody(request) and self._discovery:
@@ -216,7 +219,7 @@ class BootService:
 
     def _inspection(self, host: Host, pins: Json, now: datetime) -> Operation:
         return Operation(
-            id=new_operation_id(),
+            id=new_operation_id(now),
             host_id=host.id,
             kind=Kind.INSPECTION,
             phase=Phase.QUEUED,

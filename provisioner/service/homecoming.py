@@ -16,6 +16,7 @@ from provisioner.errors import Gone, ProvisionerError, TrustError
 
 from .agent_bodies import DETAIL_BYTES_MAX, bounded, event_of, text_in, texts_in
 from .chance import Derived
+from .observing import check_acting
 from .transitions import Transitions
 
 REPORTER: Final = "reporter"
@@ -49,6 +50,7 @@ class Homecoming:
         operation_id = OperationId(nonce.split(".", 1)[0])
         now = self._clock()
         with self._store.begin() as tx:
+            check_acting(tx)
             operation = self._operation_of_nonce(tx, operation_id, nonce)
             host = tx.host(operation.host_id)
             if operation.is_final:

@@ -23,6 +23,7 @@ from provisioner.errors import Conflict, NotFound
 
 from .follow_ups import supersede
 from .lookup import channel_in, find_release, host_named, version_floor
+from .observing import check_acting
 from .queueing import new_operation, queue
 from .requests import (
     check_can_be_proven,
@@ -158,6 +159,7 @@ class Operations:
         is quarantined. Raises NotAllowed with the way out while the disk is being rewritten.
         """
         with self._store.begin() as tx:
+            check_acting(tx)
             found = tx.operation(OperationId(operation_id))
             if found.follow_up_at is not None:
                 return self._transitions.call_off(tx, found, actor)

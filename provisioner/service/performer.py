@@ -5,6 +5,7 @@ Looks before acting: an effect may be performed twice, or late, and must then do
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Final, TypeVar
 
@@ -36,6 +37,7 @@ from provisioner.errors import (
     Unavailable,
 )
 
+from .fence import CarefulBmc, Fence, Overtaken
 from .transitions import Transitions
 
 log = structlog.get_logger(__name__)
@@ -54,6 +56,8 @@ RETRY_PAUSE_S: Final = 1.0
 # would never be performed again, and its host could stay off.
 DATABASE_PATIENCE: Final = timedelta(minutes=10)
 WORKER: Final = "worker"
+# Where an operation's evidence keeps that its host was reset on its way back to the disk.
+RESET_AT: Final = "reset_at"
 
 
 class Performer:
@@ -67,6 +71,7 @@ class Performer:
         clock: Clock,
         *,
         soft_shutdown_limit: timedelta,
+        fence: Fence | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._store = store
@@ -74,19 +79,23 @@ class Performer:
         self._pool = pool
         self._clock = clock
         self._soft_shutdown_limit = soft_shutdown_limit
+        self._fence = fence or Fence()
         self._pause = pause
 
     def perform(self, outgoing: Outgoing) -> None:
         """Make one effect true, unless a newer decision has overtaken it."""
         try:
-            operation, host = self._patiently(lambda: self._look(outgoing))
+            operation, host, is_over = self._patiently(lambda: self._look(outgoing))
         except NotFound:
             return  # the host was deleted meanwhile, and nothing is owed to it
-        if host.bmc is None or _is_overtaken(outgoing, operation, host):
+        if is_over:
             log.info("effect overtaken", host=host.name, effect=str(outgoing.effect))
             return
         try:
             fact = self._with_retries(host, operation, outgoing.effect)
+        except Overtaken:
+            log.info("effect overtaken", host=host.name, effect=str(outgoing.effect))
+            return
         except BmcAuthFailed as error:
             self._feed_patiently(outgoing, operation, host, E.BMC_LOGIN_REFUSED, error)
             return
@@ -96,10 +105,31 @@ class Performer:
         if fact is not None:
             self._feed_patiently(outgoing, operation, host, fact, None)
 
-    def _look(self, outgoing: Outgoing) -> tuple[Operation, Host]:
+    def _look(self, outgoing: Outgoing) -> tuple[Operation, Host, bool]:
+        """Return the operation and its host, and whether the effect is over: overtaken by a
+        newer decision, or performed with its result saved."""
         with self._store.read() as tx:
             operation = tx.operation(outgoing.operation_id)
-            return operation, tx.host(operation.host_id)
+            host = tx.host(operation.host_id)
+            # A restored queue holds wishes of the past; reconciling ends what they belong to.
+            was_fed = tx.is_observing() or tx.recall(_fed(outgoing)) is not None
+        wanted = is_wanted(outgoing.effect, outgoing.generation, operation, host)
+        return operation, host, was_fed or not wanted
+
+    def _look_again(self, operation: Operation, effect: Effect) -> None:
+        """Raise Overtaken when the effect is no longer wanted."""
+
+        def look() -> None:
+            with self._store.read() as tx:
+                now = tx.operation(operation.id)
+                wanted = is_wanted(effect, operation.generation, now, tx.host(now.host_id))
+                if not wanted or tx.is_observing():
+                    raise Overtaken
+
+        try:
+            self._patiently(look)
+        except NotFound as error:
+            raise Overtaken from error
 
     def _patiently(self, ask_database: Callable[[], T]) -> T:
         """Return what `ask_database` returns, however long the database is away. The BMC's
@@ -135,7 +165,8 @@ class Performer:
 
     def _make_true(self, host: Host, operation: Operation, effect: Effect) -> E | None:
         assert host.bmc is not None
-        bmc = self._pool.bmc(host.bmc)
+        pooled, fence = self._pool.bmc(host.bmc), self._fence
+        bmc = CarefulBmc(pooled, fence, lambda: self._look_again(operation, effect))
         if isinstance(effect, PowerOff):
             soft = effect.soft and operation.options.get("soft_shutdown", True)
             is_off = self._power_off(bmc, host, operation, soft=bool(soft))
@@ -177,8 +208,12 @@ class Performer:
         return True
 
     def _is_still_netbooting(self, operation: Operation) -> bool:
-        with self._store.read() as tx:
-            return tx.operation(operation.id).phase is Phase.NETBOOTING
+        def ask() -> bool:
+            with self._store.read() as tx:
+                return tx.operation(operation.id).phase is Phase.NETBOOTING
+
+        # A database that is away is not a BMC that failed.
+        return self._patiently(ask)
 
     def _is_off(self, bmc: Bmc) -> bool:
         return all(bmc.power() is PowerState.OFF for _ in range(OFF_READS))
@@ -228,7 +263,20 @@ class Performer:
             bmc.power_on()
         elif self._transitions.limits.is_in_ramdisk(operation, self._clock()):
             # The agent restarts by itself when it gives up; this is for one that hangs then.
+            self._reset_once(bmc, operation)
+
+    def _reset_once(self, bmc: Bmc, operation: Operation) -> None:
+        # Whether a reset was carried out cannot be seen, so it is noted before: rather none
+        # at all, after a crash, than a second one, which would hit the host's own system.
+        if RESET_AT not in operation.evidence:
+            self._patiently(lambda: self._note_reset(operation))
             bmc.reset()
+
+    def _note_reset(self, operation: Operation) -> None:
+        with self._store.begin() as tx:
+            now = tx.operation(operation.id)
+            evidence = {**now.evidence, RESET_AT: self._clock().isoformat()}
+            tx.save_operation(replace(now, evidence=evidence))
 
     def _feed_patiently(
         self,
@@ -250,6 +298,11 @@ class Performer:
     ) -> None:
         text = error.message if error else f"{str(event).replace('_', ' ')}"
         with self._store.begin() as tx:
+            # A commit whose outcome nobody heard may have been one, and the same result saved
+            # twice would wish twice for what follows.
+            if tx.recall(_fed(outgoing)) is not None:
+                return
+            tx.remember(_fed(outgoing), {"event": event}, self._clock())
             tx.add_event(
                 Event(self._clock(), "bmc", text, host_id=host.id, operation_id=operation.id)
             )
@@ -268,19 +321,25 @@ class Performer:
                     self._transitions.note_refused_login(tx, operation.id, outgoing.generation)
 
 
-def _is_overtaken(outgoing: Outgoing, operation: Operation, host: Host) -> bool:
-    if outgoing.generation != host.generation:
-        return True
-    if isinstance(outgoing.effect, PowerOffQuarantined):
+def _fed(outgoing: Outgoing) -> str:
+    """Return under what it is remembered that the effect's result was saved."""
+    return f"effect {outgoing.key}"
+
+
+def is_wanted(effect: Effect, generation: int, operation: Operation, host: Host) -> bool:
+    """Say whether an effect that was wished for in `generation` is still to be made true."""
+    if host.bmc is None or generation != host.generation:
+        return False
+    if isinstance(effect, PowerOffQuarantined):
         # A person has released it since, or its BMC would see a refused login again.
         is_locked_out = BMC_LOGIN_REFUSED_AT in operation.evidence
-        return host.quarantine_reason is None or is_locked_out
-    towards_disk = isinstance(outgoing.effect, ReturnToDisk) or (
-        isinstance(outgoing.effect, SetNextBoot) and outgoing.effect.device is BootDevice.DISK
+        return host.quarantine_reason is not None and not is_locked_out
+    towards_disk = isinstance(effect, ReturnToDisk) or (
+        isinstance(effect, SetNextBoot) and effect.device is BootDevice.DISK
     )
     # The way into the network is over as soon as the agent is there: a PowerOff that comes
     # late, or for a second time after a crash, would cut the power of a disk being written.
-    return operation.phase is not Phase.NETBOOTING and not towards_disk
+    return operation.phase is Phase.NETBOOTING or towards_disk
 
 
 def _named(error: DeviceError, host: Host) -> DeviceError:

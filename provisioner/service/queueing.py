@@ -8,6 +8,7 @@ from provisioner.core.lifecycle import Limits
 from provisioner.core.model import Event, Host, Json, Kind, Operation, Phase
 
 from .chance import new_operation_id
+from .observing import check_acting
 
 
 def new_operation(
@@ -23,7 +24,7 @@ def new_operation(
 ) -> Operation:
     """Return a queued operation on a host, as its next generation."""
     return Operation(
-        id=new_operation_id(),
+        id=new_operation_id(now),
         host_id=host.id,
         kind=kind,
         phase=Phase.QUEUED,
@@ -41,7 +42,9 @@ def new_operation(
 
 
 def queue(tx: Tx, host: Host, operation: Operation) -> Operation:
-    """Save a new operation. Raises Conflict when the host has an unfinished one."""
+    """Save a new operation. Raises Conflict when the host has an unfinished one, and
+    ObserveOnly when the database was restored."""
+    check_acting(tx)
     now, actor = operation.requested_at, operation.requested_by
     tx.save_host(replace(host, generation=operation.generation))
     tx.add_operation(operation)

@@ -23,12 +23,15 @@ from provisioner.errors import ProvisionerError, Unavailable
 from .health import Finding, check_all
 from .performer import Performer
 from .recovery import Recovery
+from .sightings import HighWater
 from .transitions import Transitions
 from .waiting import Waits
 
 log = structlog.get_logger(__name__)
 
 TICK_S: Final = 0.2
+START_PAUSE_S: Final = 1.0
+MARK_EVERY: Final = timedelta(seconds=5)
 OVERDUE_EVERY: Final = timedelta(seconds=1)
 RECOVERY_EVERY: Final = timedelta(seconds=1)
 CHECK_EVERY: Final = timedelta(seconds=2)
@@ -53,6 +56,8 @@ class Worker:
         effects: EffectWorker,
         clock: Clock,
         recovery: Recovery,
+        *,
+        high_water: HighWater | None = None,
     ) -> None:
         self._store = store
         self._transitions = transitions
@@ -68,6 +73,8 @@ class Worker:
         self._waits = Waits(store, transitions.guard, clock)
         self._has_waiting = False
         self._next_start = clock()
+        self._high_water = high_water
+        self._next_mark = clock()
         self._checkers = ThreadPoolExecutor(CHECKERS_MAX, thread_name_prefix="health")
         self._checking: dict[OperationId, Future[None]] = {}
         self._next_check: dict[OperationId, datetime] = {}
@@ -76,7 +83,8 @@ class Worker:
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set, then finish what is being done and return."""
-        self._effects.start(self._performer.perform)
+        if not self._begin(stop):
+            return
         try:
             while not stop.wait(TICK_S):
                 try:
@@ -90,10 +98,25 @@ class Worker:
             self._recoverer.shutdown(wait=True, cancel_futures=True)
             self._effects.stop()
 
+    def _begin(self, stop: threading.Event) -> bool:
+        """Begin to perform effects, as soon as the database answers; False when told to stop
+        before that."""
+        while not stop.is_set():
+            try:
+                self._effects.start(self._performer.perform)
+            except Unavailable as error:
+                log.warning("worker waits for the database", why=error.message)
+                stop.wait(START_PAUSE_S)
+            else:
+                return True
+        return False
+
     def tick(self) -> None:
         """Look once at everything. After an outage nothing is ended at first: whoever could
         not be heard is given time to speak."""
         now = self._clock()
+        if self._only_observes(now):
+            return
         if self._seen_at is None or now - self._seen_at > OUTAGE:
             self._next_overdue = now + OUTAGE_GRACE
         if now >= self._next_recovery:
@@ -108,6 +131,14 @@ class Worker:
             self.end_overdue()
             self._next_overdue = now + OVERDUE_EVERY
         self._seen_at = self._clock()
+
+    def _only_observes(self, now: datetime) -> bool:
+        """Hold the database against the mark now and then; say whether it was restored."""
+        if self._high_water is not None and now >= self._next_mark:
+            self._high_water.look()
+            self._next_mark = now + MARK_EVERY
+        with self._store.read() as tx:
+            return tx.is_observing()
 
     def begin_recovery(self) -> None:
         """Begin to take the follow-ups that are due, unless that is still being done. What went

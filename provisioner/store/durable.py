@@ -5,19 +5,23 @@
 """
 
 import logging
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, EnqueueOptions
 from sqlalchemy import Connection, Engine, column, func, select, table
+from sqlalchemy.exc import DBAPIError
 
 from ..core.contracts import Outgoing
 from ..core.effects import from_json, to_json
 from ..core.model import Json, OperationId
-from ..errors import ConfigError
+from ..errors import ConfigError, Unavailable
+from .name_lock import RENEWAL_INTERVAL
 from .takeover import TAKEOVER_INTERVAL, take_over, worker_lock
 
 APPLICATION: Final = "provisioner"
@@ -41,8 +45,12 @@ DEATHS_MAX: Final = 20
 FINISHED_KEPT: Final = timedelta(days=1)
 GC_INTERVAL: Final = timedelta(minutes=5)
 GC_BATCH_MAX: Final = 500
+RECLAIM_INTERVAL: Final = timedelta(seconds=2)
 # How long `stop` waits for effects being performed; the next start performs them again.
 STOP_LIMIT: Final = timedelta(seconds=10)
+
+# The exit code of a worker that ends because its lease was lost.
+LEASE_LOST: Final = 75
 
 FINISHED: Final = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
 
@@ -119,8 +127,13 @@ class DbosEffectWorker:
         takeover_interval: timedelta = TAKEOVER_INTERVAL,
         at_once_max: int = EFFECTS_AT_ONCE_MAX,
         deaths_max: int = DEATHS_MAX,
+        on_lost: Callable[[], None] = lambda: os._exit(LEASE_LOST),
     ) -> None:
-        """`name` must stay the same over restarts: by it a worker finds its own work again."""
+        """`name` must stay the same over restarts: by it a worker finds its own work again.
+
+        `on_lost` is called when the lease on it was lost: its work may be another's by now, and
+        threads cannot be ended in any other way than with their process.
+        """
         self._engine = engine
         self._name = name
         self._finished_kept = finished_kept
@@ -128,9 +141,11 @@ class DbosEffectWorker:
         self._at_once_max = at_once_max
         self._deaths_max = deaths_max
         self._takeover_interval = takeover_interval
+        self._on_lost = on_lost
         self._lock = worker_lock(engine, name)
         self._stopping = threading.Event()
-        self._performing = _Count()
+        self._performing = _Performing()
+        self._stranded: set[str] = set()
         self._rounds: list[threading.Thread] = []
 
     def start(self, perform: Callable[[Outgoing], None]) -> None:
@@ -140,15 +155,22 @@ class DbosEffectWorker:
         the same effect comes again. What it raises is a bug: it is logged and recorded,
         and the effect is not tried again.
 
-        Raises ConfigError when a worker of the same name runs already.
+        Raises ConfigError when a worker of the same name runs already, and Unavailable when
+        the database does not answer.
         """
-        if not self._lock.acquire():
+        try:
+            is_ours = self._lock.acquire()
+            _quieten()
+            if is_ours:
+                prepare_effects(self._engine)
+        except DBAPIError as error:
+            self._lock.release()
+            raise Unavailable("the database does not answer", hint="try again later") from error
+        if not is_ours:
             raise ConfigError(
                 f"another worker named {self._name} is running on this database",
-                hint="stop it first, or give this one another name",
+                hint="stop it first, or give this one another name: service.name",
             )
-        _quieten()
-        prepare_effects(self._engine)
         DBOS(config=self._config())
         performer = self._performer(perform)
         DBOS.workflow(name=WORKFLOW, max_recovery_attempts=self._deaths_max)(performer)
@@ -160,9 +182,11 @@ class DbosEffectWorker:
             raise
         self._stopping.clear()
         self._every(self._gc_interval, self.forget_finished)
+        self._every(RECLAIM_INTERVAL, self._reclaim)
         # With SQLite there is one machine, whose worker finds its own work when it restarts.
         if self._engine.dialect.name != "sqlite":
             self._every(self._takeover_interval, self._take_over)
+            self._every(RENEWAL_INTERVAL, self._renew)
 
     def stop(self) -> None:
         """Stop taking effects and wait up to STOP_LIMIT for those being performed."""
@@ -170,7 +194,7 @@ class DbosEffectWorker:
         for thread in self._rounds:
             thread.join()
         self._rounds.clear()
-        busy = self._performing.value > 0
+        busy = bool(self._performing.keys())
         DBOS.destroy(
             destroy_registry=True,
             workflow_completion_timeout_sec=int(STOP_LIMIT.total_seconds()) if busy else 0,
@@ -179,8 +203,9 @@ class DbosEffectWorker:
 
     def _performer(self, perform: Callable[[Outgoing], None]) -> Callable[[Json], None]:
         def perform_effect(saved: Json) -> None:
-            with self._performing:
-                perform(_restored(saved))
+            outgoing = _restored(saved)
+            with self._performing.one(outgoing.key):
+                perform(outgoing)
 
         return perform_effect
 
@@ -228,9 +253,39 @@ class DbosEffectWorker:
         self._rounds.append(thread)
         thread.start()
 
+    def lease_left(self) -> timedelta:
+        """Return for how long this worker's work is certainly its own."""
+        return self._lock.left()
+
+    def _renew(self) -> None:
+        if not self._lock.renew() and not self._stopping.is_set():
+            log = logging.getLogger(__name__)
+            log.critical("the lease on the name %s was lost, this process ends", self._name)
+            self._on_lost()
+
     def _take_over(self) -> None:
         if taken := take_over(self._engine, QUEUE, self._name):
             logging.getLogger(__name__).warning("took over %d effects of a dead worker", taken)
+
+    def _reclaim(self) -> None:
+        """Queue again what DBOS believes to be performed here, and is not, at two looks.
+
+        The database may have carried out that an effect was taken, or failed to save that it
+        was performed, without this process hearing of it.
+        """
+        taken = DBOS.list_workflows(
+            status="PENDING",
+            queue_name=QUEUE,
+            executor_id=self._name,
+            limit=GC_BATCH_MAX,
+            load_input=False,
+            load_output=False,
+        )
+        idle = {workflow.workflow_id for workflow in taken} - self._performing.keys()
+        lost, self._stranded = idle & self._stranded, idle
+        if lost:
+            DBOS.resume_workflows(sorted(lost), queue_name=QUEUE)
+            logging.getLogger(__name__).warning("%d effects were stranded", len(lost))
 
     def forget_finished(self) -> int:
         """Delete effects that finished longer than `finished_kept` ago; return how many."""
@@ -265,20 +320,26 @@ def _restored(saved: Json) -> Outgoing:
     )
 
 
-class _Count:
-    """How many threads are inside a `with` of it."""
+class _Performing:
+    """The keys of the effects that are being performed in this process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.value = 0
+        self._keys: list[str] = []
 
-    def __enter__(self) -> None:
+    def keys(self) -> set[str]:
         with self._lock:
-            self.value += 1
+            return set(self._keys)
 
-    def __exit__(self, *_: object) -> None:
+    @contextmanager
+    def one(self, key: str) -> Iterator[None]:
         with self._lock:
-            self.value -= 1
+            self._keys.append(key)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._keys.remove(key)
 
 
 def _client(engine: Engine) -> DBOSClient:

@@ -20,7 +20,9 @@ CONNECTIONS_MAX: Final = 24
 CONNECT_LIMIT: Final = timedelta(seconds=10)
 # A transaction of ours takes milliseconds. One that sits there longer is ended by
 # PostgreSQL, so that a frozen process gives its locks back.
-IDLE_LIMIT: Final = timedelta(seconds=60)
+IDLE_LIMIT: Final = timedelta(seconds=10)
+# A server, or a network, that takes what we send and acknowledges nothing.
+SILENCE_LIMIT: Final = timedelta(seconds=10)
 
 
 def open_engine(url: str, *, lock_wait: timedelta = LOCK_WAIT_MAX) -> Engine:
@@ -51,6 +53,10 @@ def open_engine(url: str, *, lock_wait: timedelta = LOCK_WAIT_MAX) -> Engine:
             parsed.set(drivername="postgresql+psycopg"),
             connect_args={
                 "connect_timeout": int(CONNECT_LIMIT.total_seconds()),
+                "tcp_user_timeout": _milliseconds(SILENCE_LIMIT),
+                "keepalives_idle": int(SILENCE_LIMIT.total_seconds()),
+                "keepalives_interval": 2,
+                "keepalives_count": 3,
                 "options": (
                     f"-c lock_timeout={_milliseconds(lock_wait)}"
                     f" -c idle_in_transaction_session_timeout={_milliseconds(IDLE_LIMIT)}"

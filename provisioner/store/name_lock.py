@@ -1,6 +1,7 @@
 """A lock on a name that dies with its holder: one worker of one name on one database.
 
-A locked file beside an SQLite database, an advisory lock on PostgreSQL.
+A locked file beside an SQLite database, an advisory lock on PostgreSQL. The latter is a lease:
+a holder that is frozen, or cut off, loses it, since another one waits for its work.
 """
 
 import fcntl
@@ -15,10 +16,18 @@ from typing import Final
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-# PostgreSQL needs a moment to notice that a killed holder's connection is gone.
+# PostgreSQL needs a moment to notice that a killed holder's connection is gone, and a killed
+# process a moment to be gone.
 HOLDER_GONE_LIMIT: Final = timedelta(seconds=2)
 ASK_AGAIN: Final = timedelta(milliseconds=50)
 
+# A holder that says nothing for so long has lost the lock: PostgreSQL ends its session.
+# Longer than an exchange with a BMC may take, so that each ends within it.
+LEASE: Final = timedelta(seconds=25)
+RENEWAL_INTERVAL: Final = timedelta(seconds=2)
+
+_LEASE: Final = text(f"SET idle_session_timeout = {int(LEASE.total_seconds() * 1000)}")
+_STILL_THERE: Final = text("SELECT 1")
 _LOCK: Final = text("SELECT pg_try_advisory_lock(:number)")
 _UNLOCK: Final = text("SELECT pg_advisory_unlock(:number)")
 
@@ -31,12 +40,35 @@ class NameLock:
         self._name = name
         self._file: int | None = None
         self._connection: Connection | None = None
+        self._renewed_at = 0.0
 
     def acquire(self, *, wait: timedelta = HOLDER_GONE_LIMIT) -> bool:
         """Take the lock; False when somebody else holds it, and still does after `wait`."""
         if self._engine.dialect.name == "sqlite":
-            return self._lock_file()
+            return self._lock_file(wait)
         return self._lock_in_database(wait)
+
+    def renew(self) -> bool:
+        """Keep the lease; False when it was lost. A file's lock needs no keeping."""
+        if self._connection is None:
+            return self._file is not None
+        # Before asking: when the server heard of it is not known more exactly.
+        asked_at = _boot_time()
+        try:
+            self._connection.execute(_STILL_THERE)
+        except DBAPIError:
+            return False
+        self._renewed_at = asked_at
+        return True
+
+    def left(self) -> timedelta:
+        """Return for how long the lock is held for certain; nothing or less when it may be
+        another's already."""
+        if self._file is not None:
+            return timedelta.max
+        if self._connection is None:
+            return timedelta()
+        return LEASE - timedelta(seconds=_boot_time() - self._renewed_at)
 
     def release(self) -> None:
         if self._file is not None:
@@ -50,28 +82,46 @@ class NameLock:
             self._connection.close()
             self._connection = None
 
-    def _lock_file(self) -> bool:
+    def _lock_file(self, wait: timedelta) -> bool:
         path = Path(f"{self._engine.url.database}.{self._name.replace(' ', '-')}.lock")
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(file)
-            return False
+        end = time.monotonic() + wait.total_seconds()
+        while not _took(file):
+            if time.monotonic() >= end:
+                os.close(file)
+                return False
+            time.sleep(ASK_AGAIN.total_seconds())
         self._file = file
         return True
 
     def _lock_in_database(self, wait: timedelta) -> bool:
         connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        asked_at = _boot_time()
+        connection.execute(_LEASE)
         end = time.monotonic() + wait.total_seconds()
         while not connection.execute(_LOCK, {"number": self._number()}).scalar():
             if time.monotonic() >= end:
+                connection.invalidate()  # not back into the pool, with its short patience
                 connection.close()
                 return False
             time.sleep(ASK_AGAIN.total_seconds())
-        self._connection = connection
+            asked_at = _boot_time()
+        self._connection, self._renewed_at = connection, asked_at
         return True
 
     def _number(self) -> int:
         digest = hashlib.sha256(f"provisioner {self._name}".encode()).digest()
         return int.from_bytes(digest[:8], "big", signed=True)
+
+
+def _boot_time() -> float:
+    """Return seconds that also pass while this process, or this machine, is stopped."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _took(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, String, cast, select, text
 
 from ..core.audit import FIRST_HASH, AuditRow, chained
 from ..core.contracts import Outgoing
-from ..core.model import Event, HostId, Json
+from ..core.model import Event, HostId, Json, OperationId
 from .rows import Sealing, audit_of, event_of, event_row
 from .sql import Queries
 from .tables import audit, events, hosts
@@ -50,6 +50,18 @@ class RecordQueries(Queries):
         self.write_records()
         page = select(audit).where(audit.c.number > after).order_by(audit.c.number).limit(limit)
         return [audit_of(row) for row in self._all(page)]
+
+    def newest_audit(self) -> AuditRow | None:
+        self.write_records()
+        row = self._one(select(audit).order_by(audit.c.number.desc()).limit(1))
+        return audit_of(row) if row is not None else None
+
+    def is_audited(self, operation_id: OperationId) -> bool:
+        """Say whether the audit log speaks of the operation: it outlives every other row.
+        Walks the whole log."""
+        detail = cast(audit.c.detail, String)
+        named = select(audit.c.number).where(detail.contains(operation_id, autoescape=True))
+        return self._one(named.limit(1)) is not None
 
     def add_event(self, event: Event) -> None:
         self._check_writes()

@@ -19,6 +19,7 @@ from .sql_permissions import PermissionQueries
 from .sql_profiles import ProfileQueries
 from .sql_records import EffectQueue, RecordQueries
 from .sql_releases import ReleaseQueries
+from .sql_sightings import SightingQueries
 
 # PostgreSQL: the transaction lost a race or a deadlock, and would succeed when tried again.
 _LOST_RACES: Final = ("40001", "40P01", "55P03")
@@ -32,6 +33,7 @@ class SqlTx(
     ReleaseQueries,
     ProfileQueries,
     RecordQueries,
+    SightingQueries,
 ):
     """One transaction: see `core.contracts.Tx`."""
 

@@ -389,3 +389,18 @@ events: Final = Table(
     Index("ix_events_of_host", "host_id", "number"),
     sqlite_autoincrement=True,
 )
+
+sightings: Final = Table(
+    "sightings",
+    metadata,
+    Column("key", String, primary_key=True),
+    Column("kind", String, nullable=False),
+    Column("at", Moment, nullable=False),
+    Column("source", String, nullable=False),
+    Column("detail", JsonText, nullable=False),
+    # No foreign keys: the point of it is that the operation is not there.
+    Column("operation_id", String),
+    Column("generation", Integer),
+    Column("host_id", String),
+    Column("reconciled_at", Moment, index=True),
+)

@@ -4,16 +4,25 @@ Only carries calls to `AgentSessions`, which checks every token. Logs neither bo
 headers: they hold tickets, tokens and nonces.
 """
 
-from typing import Final, Protocol
+from http import HTTPStatus
+from typing import Any, Final, Protocol
 
-from flask import Flask, Response, jsonify
+import structlog
+from flask import Flask, Response, jsonify, request
 
+from provisioner.errors import Unavailable
 from provisioner.service.agents import AgentSessions
+from provisioner.service.sightings import Sightings
 
 from .bodies import bearer, json_object, peer
 from .problems import install_problems
 
 BODY_BYTES_MAX: Final = 1024 * 1024
+MACS_MAX: Final = 64
+# What may have been refused because the database does not know of it any more.
+REFUSED: Final = frozenset({HTTPStatus.FORBIDDEN, HTTPStatus.CONFLICT})
+
+log = structlog.get_logger(__name__)
 
 
 class AgentListener(Protocol):
@@ -21,6 +30,8 @@ class AgentListener(Protocol):
 
     @property
     def agents(self) -> AgentSessions: ...
+    @property
+    def sightings(self) -> Sightings: ...
 
 
 def create_app(service: AgentListener) -> Flask:
@@ -66,9 +77,39 @@ def create_app(service: AgentListener) -> Flask:
     def healthz() -> Response:
         return jsonify(status="ok")
 
+    @app.before_request
+    def keep_body() -> None:
+        request.get_data(cache=True)  # to be looked at again when it was refused
+
+    @app.after_request
+    def look_at_refused(response: Response) -> Response:
+        if response.status_code in REFUSED:
+            try:
+                service.sightings.look(*_presented(), peer())
+            except Unavailable as error:
+                log.warning("a refused request was not looked at", why=error.message)
+        return response
+
     @app.after_request
     def not_kept(response: Response) -> Response:
         response.headers["Cache-Control"] = "no-store"
         return response
 
     return app
+
+
+def _presented() -> tuple[list[str], list[str]]:
+    """Return the secrets that the request came with, and the MACs it names."""
+    body: Any = request.get_json(force=True, silent=True)
+    body = body if isinstance(body, dict) else {}
+    texts = [body.get("ticket"), body.get("nonce")]
+    texts.append(request.headers.get("Authorization", "").partition(" ")[2].strip())
+    inventory = body.get("inventory")
+    nics = inventory.get("nics") if isinstance(inventory, dict) else None
+    listed = nics if isinstance(nics, list) else []
+    macs = [nic.get("mac") for nic in listed if isinstance(nic, dict)]
+    return _texts(texts), [mac.lower() for mac in _texts(macs)[:MACS_MAX]]
+
+
+def _texts(values: list[Any]) -> list[str]:
+    return [value for value in values if isinstance(value, str) and value]

@@ -23,6 +23,8 @@ CONTENT_TYPE: Final = "application/problem+json"
 _FAMILIES: Final = (RequestError, DeviceError, TrustError, ConfigError)
 _TYPE: Final = "urn:provisioner:error:"
 BUG: Final = "bug"
+# What is unavailable is so for as long as a restart or a lock takes, most of the time.
+RETRY_AFTER_S: Final = 5
 
 log = structlog.get_logger(__name__)
 
@@ -120,6 +122,8 @@ def _phrase(status: int) -> str:
 
 def _response(status: int, body: dict[str, Any]) -> Response:
     response = Response(json.dumps(body, default=str), int(status), content_type=CONTENT_TYPE)
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        response.headers["Retry-After"] = str(RETRY_AFTER_S)
     if status == HTTPStatus.UNAUTHORIZED:
         response.headers["WWW-Authenticate"] = 'Bearer realm="provisioner"'
     return response

@@ -32,8 +32,10 @@ from provisioner.service.operations import Operations
 from provisioner.service.performer import Performer
 from provisioner.service.profiles import Profiles
 from provisioner.service.ramdisks import Ramdisks
+from provisioner.service.reconciliation import Reconciliation
 from provisioner.service.recovery import Recovery
 from provisioner.service.releases import Releases
+from provisioner.service.sightings import HighWater, MarkFile, Sightings
 from provisioner.service.tokens import Tokens
 from provisioner.service.transitions import Transitions
 from provisioner.service.worker import Worker
@@ -114,6 +116,9 @@ class Site:
     worker: Worker
     derived: Derived
     leases: dict[str, frozenset[str]]  # what our own DHCP gave, by MAC; it gives none at first
+    sightings: Sightings
+    high_water: HighWater
+    reconciliation: Reconciliation
 
     def perform(self, *, at_most: int = 100) -> int:
         """Perform the waiting effects and those that follow from them; return how many."""
@@ -319,6 +324,7 @@ def running_site(
     discovery: bool = False,
     policy: Policy = Policy(),  # noqa: B008 # a frozen value
     rules: Rules | None = None,
+    mark: Path | None = None,
 ) -> Iterator[Site]:
     """A service over the database at `url`, which has its tables already."""
     clock, outbox, pool = SetClock(NOW), Outbox(), FakeBmcPool()
@@ -328,25 +334,14 @@ def running_site(
     transitions = Transitions(clock, derived, limits(), TICKET_LIFETIME, policy=policy, guard=guard)
     recovery = Recovery(store, transitions, archive, clock)
     shelf = Ramdisks(ramdisks)
+    high_water = HighWater(
+        store, clock, MarkFile(mark or Path(f"{url.removeprefix('sqlite:///')}.mark"))
+    )
     performer = Performer(
         store, transitions, pool, clock, soft_shutdown_limit=SOFT_SHUTDOWN, pause=clock.pass_
     )
     leases: dict[str, frozenset[str]] = {}
     addresses = Addresses(lambda: leases, own=("127.0.0.1",))
-    agents = AgentSessions(
-        *(store, transitions, clock, derived),
-        boot_url=BOOT_URL,
-        mirrors=(MIRROR,),
-        vendor_data=lambda nonce: f"#cloud-config\n# {nonce}\n",
-        addresses=addresses,
-    )
-    boot = BootService(
-        *(store, transitions, clock, derived, shelf),
-        record=lambda event: keep(store, event),
-        discovery=discovery,
-        discovered_hosts_max=3,
-        addresses=addresses,
-    )
     site = Site(
         clock=clock,
         outbox=outbox,
@@ -357,22 +352,52 @@ def running_site(
         operations=Operations(store, transitions, clock, shelf.newest, archive),
         profiles=Profiles(store, clock),
         releases=Releases(store, archive, clock, transitions, tested_channels=[TESTED_CHANNEL]),
-        boot=boot,
-        agents=agents,
+        boot=BootService(
+            *(store, transitions, clock, derived, shelf),
+            record=lambda event: keep(store, event),
+            discovery=discovery,
+            discovered_hosts_max=3,
+            addresses=addresses,
+        ),
+        agents=_agents(store, transitions, clock, derived, addresses),
         audit=Audit(store),
         breakers=Breakers(store, clock),
         tokens=Tokens(store, clock),
         transitions=transitions,
         performer=performer,
         recovery=recovery,
-        worker=Worker(store, transitions, performer, outbox, clock, recovery),
+        worker=Worker(
+            *(store, transitions, performer, outbox, clock, recovery), high_water=high_water
+        ),
         derived=derived,
         leases=leases,
+        sightings=Sightings(store, clock, derived),
+        high_water=high_water,
+        reconciliation=Reconciliation(store, transitions, clock),
     )
     try:
         yield site
     finally:
         store.close()
+
+
+def _agents(
+    store: SqlStore,
+    transitions: Transitions,
+    clock: SetClock,
+    derived: Derived,
+    addresses: Addresses,
+) -> AgentSessions:
+    return AgentSessions(
+        store,
+        transitions,
+        clock,
+        derived,
+        boot_url=BOOT_URL,
+        mirrors=(MIRROR,),
+        vendor_data=lambda nonce: f"#cloud-config\n# {nonce}\n",
+        addresses=addresses,
+    )
 
 
 def keep(store: SqlStore, event: Event) -> None:

@@ -14,6 +14,7 @@ from provisioner.imaging.archive import Archive
 from provisioner.imaging.blobs import FileBlobs
 from provisioner.service.agents import AgentSessions
 from provisioner.service.boot import BootService
+from provisioner.service.sightings import Sightings
 from provisioner.settings import Settings
 from provisioner.setup import Plan, initialise
 from provisioner.web.agent import BODY_BYTES_MAX
@@ -39,6 +40,7 @@ class Parts:
 
     boot: BootService
     agents: AgentSessions
+    sightings: Sightings
     settings: Settings
 
 
@@ -58,7 +60,7 @@ def settings(tmp_path: Path, archive_of_two: Archive) -> Settings:
 
 @pytest.fixture
 def parts(site: Site, settings: Settings) -> Parts:
-    return Parts(site.boot, site.agents, settings)
+    return Parts(site.boot, site.agents, site.sightings, settings)
 
 
 @pytest.fixture

@@ -331,6 +331,36 @@ def test_a_second_worker_of_one_name_is_refused(
         journal.until_has("running", "running")
 
 
+def test_an_effect_that_was_taken_without_the_taker_hearing_of_it_is_performed(
+    engine: Engine, queue: DbosEffectQueue
+) -> None:
+    """As after a commit whose outcome was lost: the database says that this worker has it."""
+    performed: list[str] = []
+    schema = "" if engine.dialect.name == "sqlite" else "dbos."
+    taken = text(
+        f"UPDATE {schema}workflow_status SET status = 'PENDING', executor_id = 'worker-1'"
+        " WHERE workflow_uuid = 'taken'"
+    )
+    with working(DbosEffectWorker(engine), lambda asked: performed.append(asked.key)):
+        with engine.begin() as connection:
+            queue.enqueue(connection, outgoing("taken"))
+            connection.execute(taken)
+        until(lambda: performed == ["taken"], "the effect")
+        until(lambda: outcomes(engine)["taken"] == "SUCCESS", "its outcome")
+
+
+def test_a_worker_waits_a_moment_for_one_of_its_name_that_is_just_ending(
+    engine: Engine, queue: DbosEffectQueue, journal: Journal
+) -> None:
+    """A service that is killed and started again at once must not stop over its own past."""
+    save(engine, queue, outgoing("running"))
+    with worker_process(engine, journal, "hang") as process:
+        journal.until_has("running")
+        threading.Timer(0.5, process.kill).start()
+        with working(DbosEffectWorker(engine), lambda asked: journal.write(asked.key)):
+            journal.until_has("running", "running")
+
+
 def test_the_worker_says_nothing_calls_nobody_and_stops_on_demand(
     engine: Engine, queue: DbosEffectQueue, journal: Journal
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Final
 import click
 
 from provisioner.errors import ConfigError, RequestError, Unavailable
+from provisioner.failpoints import VARIABLE, Failpoints, find_failpoints
 from provisioner.settings import Settings
 from provisioner.wiring import find_settings
 
@@ -31,14 +32,15 @@ def serve(config: Path | None, only: tuple[str, ...], ready_file: Path | None) -
             f"there is no part {', '.join(sorted(unknown))}", expected=list(parts.NAMES)
         )
     set_up_logs(settings.service.log_format, "service")
+    failpoints = find_failpoints(os.environ.get(VARIABLE))
     if ready_file is not None:
         ready_file.unlink(missing_ok=True)  # of a service that was killed
     listeners = parts.bind_listeners(settings, chosen)
     if chosen & parts.NEED_DATABASE:
         parts.preload(settings, chosen)
-        _prepare(settings)
+        bring_up_to_date(settings, failpoints)
     told = _addresses(settings, chosen)
-    made = parts.make_parts(settings, chosen, listeners)
+    made = parts.make_parts(settings, chosen, listeners, failpoints)
 
     def on_ready() -> None:
         click.echo(f"ready {told}")
@@ -56,12 +58,12 @@ def serve(config: Path | None, only: tuple[str, ...], ready_file: Path | None) -
             sock.close()
 
 
-def _prepare(settings: Settings) -> None:
+def bring_up_to_date(settings: Settings, failpoints: Failpoints | None) -> None:
     """Upgrade the database in a child: what it opens must not reach the children that serve."""
     from . import parts
     from .supervisor import run_once
 
-    prepare = Part("prepare", lambda _ready: parts.prepare(settings))
+    prepare = Part("prepare", lambda _ready: parts.prepare(settings, failpoints))
     code = run_once(prepare, PREPARE_LIMIT_S)
     if code == ConfigError.exit_code:
         raise ConfigError("the database cannot be used", hint="its message is in the log above")

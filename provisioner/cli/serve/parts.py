@@ -19,6 +19,7 @@ import structlog
 from provisioner import wiring
 from provisioner.core.model import Firmware
 from provisioner.errors import ConfigError
+from provisioner.failpoints import Failpoints, Reach
 from provisioner.setting_types import Address
 from provisioner.settings import Settings
 from provisioner.web.threads import BOOT_THREADS
@@ -35,9 +36,8 @@ NAMES: Final = ("api", "boot", "tftp", "dhcp", "worker")
 # dhcp asks it which hosts have Secure Boot on.
 NEED_DATABASE: Final = frozenset({"api", "boot", "dhcp", "worker"})
 
-API_WORKERS, API_THREADS = 1, 16
-BOOT_WORKERS: Final = 2
-AGENT_WORKERS, AGENT_THREADS = 1, 16
+# Worker processes and threads of each listener.
+THREADS: Final = {"api": (1, 16), "boot": (2, BOOT_THREADS), "agent": (1, 16)}
 BACKLOG: Final = 1024
 # A service that was just killed may hold its addresses for a moment longer.
 BIND_WAIT_S: Final = 5.0
@@ -93,9 +93,13 @@ def _bind(address: Address) -> socket.socket:
             return sock
 
 
-def prepare(settings: Settings) -> None:
+def prepare(settings: Settings, failpoints: Failpoints | None = None) -> None:
     """Bring the database up to date; in a child, so that no connection is inherited."""
-    wiring.prepare(settings)
+    wiring.prepare(settings, _reach(failpoints, "prepare"))
+
+
+def _reach(failpoints: Failpoints | None, part: str) -> Reach | None:
+    return failpoints.of(part) if failpoints is not None else None
 
 
 def preload(settings: Settings, only: frozenset[str]) -> None:
@@ -115,19 +119,18 @@ def preload(settings: Settings, only: frozenset[str]) -> None:
 
 
 def make_parts(
-    settings: Settings, only: frozenset[str], listeners: dict[str, socket.socket]
+    settings: Settings,
+    only: frozenset[str],
+    listeners: dict[str, socket.socket],
+    failpoints: Failpoints | None = None,
 ) -> list[Part]:
     """Return the parts to run, in the order in which they are started."""
     parts = []
     if "worker" in only:
-        parts.append(Part("worker", lambda ready: _run_worker(settings, ready)))
-    if "api" in only:
-        parts.append(_http_part("api", settings, listeners["api"], API_WORKERS, API_THREADS))
-    if "boot" in only:
-        parts.append(_http_part("boot", settings, listeners["boot"], BOOT_WORKERS, BOOT_THREADS))
-        parts.append(
-            _http_part("agent", settings, listeners["agent"], AGENT_WORKERS, AGENT_THREADS)
-        )
+        parts.append(Part("worker", lambda ready: _run_worker(settings, ready, failpoints)))
+    for name, threads in THREADS.items():
+        if name in listeners:
+            parts.append(_http_part(name, settings, listeners[name], threads, failpoints))
     if "tftp" in only:
         parts.append(Part("tftp", lambda ready: _run_tftp(settings, ready), is_vital=False))
     if "dhcp" in only and settings.dhcp.mode != "off":
@@ -140,7 +143,11 @@ def make_parts(
 
 
 def _http_part(
-    name: str, settings: Settings, sock: socket.socket, workers: int, threads: int
+    name: str,
+    settings: Settings,
+    sock: socket.socket,
+    numbers: tuple[int, int],
+    failpoints: Failpoints | None,
 ) -> Part:
     apps: dict[str, Callable[[wiring.Service], Flask]] = {
         "api": wiring.api_app,
@@ -154,15 +161,21 @@ def _http_part(
         tls = None
         if name == "agent":
             tls = (settings.keys.agent_tls_pem, settings.keys.agent_tls_key)
-        server = HttpServer(name, lambda: apps[name](wiring.build(settings)), workers, threads, tls)
-        run_http(server, sock, ready)
+
+        def make_app() -> "Flask":
+            return apps[name](wiring.build(settings, _reach(failpoints, name)))
+
+        run_http(HttpServer(name, make_app, *numbers, tls), sock, ready)
 
     return Part(name, run)
 
 
-def _run_worker(settings: Settings, ready: Callable[[], None]) -> None:
-    with _stop_event() as stop, _open(settings) as service:
-        worker = wiring.worker(settings, service)
+def _run_worker(
+    settings: Settings, ready: Callable[[], None], failpoints: Failpoints | None
+) -> None:
+    reach = _reach(failpoints, "worker")
+    with _stop_event() as stop, _open(settings, reach) as service:
+        worker = wiring.worker(settings, service, reach)
         ready()
         worker.run(stop)
 
@@ -242,8 +255,8 @@ def _run_dhcp(settings: Settings, ready: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _open(settings: Settings) -> Iterator[wiring.Service]:
-    service = wiring.build(settings)
+def _open(settings: Settings, reach: Reach | None = None) -> Iterator[wiring.Service]:
+    service = wiring.build(settings, reach)
     try:
         yield service
     finally:

@@ -11,6 +11,7 @@ from apiflask.exceptions import HTTPError
 from flask import Response, jsonify
 
 from provisioner.errors import ProvisionerError, RequestError
+from provisioner.service.observing import HINT, WHY, ObserveOnly
 
 from ..problems import install_problems, problem_response, refusal
 from .access import access_routes
@@ -21,6 +22,7 @@ from .idempotency import install_idempotency
 from .metrics import install_metrics
 from .operations import operation_routes
 from .profiles import profile_routes
+from .reconciliation import install_notice, reconciliation_routes
 from .releases import release_routes
 from .schemas import ProblemOut
 from .services import ApiServices
@@ -51,6 +53,7 @@ def create_app(services: ApiServices, *, stopping: threading.Event | None = None
     install_metrics(app, services.store)
     install_auth(app, services.tokens)
     install_idempotency(app, services.store)
+    install_notice(app, services.store)
     for routes in (
         host_routes(services),
         operation_routes(services, stopping or threading.Event()),
@@ -58,6 +61,7 @@ def create_app(services: ApiServices, *, stopping: threading.Event | None = None
         profile_routes(services),
         access_routes(services),
         breaker_routes(services),
+        reconciliation_routes(services),
     ):
         app.register_blueprint(routes, url_prefix=PREFIX)
     _add_health(app, services)
@@ -114,6 +118,10 @@ def _add_health(app: APIFlask, services: ApiServices) -> None:
         try:
             with services.store.read() as tx:
                 tx.count_operations([])
+                is_observing = tx.is_observing()
         except ProvisionerError as error:
             return problem_response(error)
+        if is_observing:
+            # It answers, so it is not to be taken out of service: a person has to ask it.
+            return jsonify(status=ObserveOnly.code, detail=WHY, hint=HINT)
         return jsonify(status="ok")

@@ -11,10 +11,13 @@ import threading
 from datetime import UTC, datetime
 from typing import Final
 
+import structlog
 from flask import Flask, Response, g, request
 
 from provisioner.core.contracts import Store
-from provisioner.errors import Conflict, RequestError
+from provisioner.errors import Conflict, RequestError, Unavailable
+
+log = structlog.get_logger(__name__)
 
 HEADER: Final = "Idempotency-Key"
 KEY_CHARACTERS_MAX: Final = 128
@@ -68,8 +71,12 @@ def install_idempotency(app: Flask, store: Store) -> None:
                 "content_type": response.content_type,
                 "body": body,
             }
-            with store.begin() as tx:
-                tx.remember(key, reply, datetime.now(UTC))
+            try:
+                with store.begin() as tx:
+                    tx.remember(key, reply, datetime.now(UTC))
+            except Unavailable as error:
+                # The change was made, and its caller may know; a repetition will not be one.
+                log.warning("reply not kept", why=error.message)
         return response
 
     @app.teardown_request

@@ -21,6 +21,7 @@ from provisioner.service.follow_ups import standing_of
 from provisioner.service.hosts import Hosts
 from provisioner.service.operations import Operations
 from provisioner.service.profiles import Profiles
+from provisioner.service.reconciliation import Reconciliation
 from provisioner.service.releases import Releases
 from provisioner.service.tokens import Tokens
 
@@ -50,6 +51,8 @@ class ApiServices(Protocol):
     def audit(self) -> Audit: ...
     @property
     def breakers(self) -> Breakers: ...
+    @property
+    def reconciliation(self) -> Reconciliation: ...
     @property
     def store(self) -> Store: ...
 

@@ -14,7 +14,7 @@ from provisioner.core.manifest import Manifest
 from provisioner.core.model import Channel, HostState, Operation, Phase, ReleaseRow, ReleaseTest
 from provisioner.core.releases import CHANNELS_PER_IMAGE_MAX, ReleaseRevoked, ReleaseUntested
 from provisioner.core.trust import TrustPolicy
-from provisioner.errors import Conflict, NotFound, ProvisionerError, RequestError, TrustError
+from provisioner.errors import Conflict, Gone, NotFound, ProvisionerError, RequestError, TrustError
 from provisioner.imaging import signing
 from provisioner.imaging.archive import Archive, folder_of
 from provisioner.imaging.blobs import FileBlobs
@@ -445,7 +445,8 @@ def test_a_deployment_that_a_revocation_missed_may_not_write_either(site: Site) 
 def test_a_new_system_of_a_revoked_release_is_not_believed(site: Site) -> None:
     operation = deployed_to(site, Phase.BOOTING)
     revoke(site)
-    agent_of(site, operation).phone_home()
+    with pytest.raises(Gone):
+        agent_of(site, operation).phone_home()
     assert site.phase(operation) is Phase.FAILED
     assert site.hosts.show("r1n1").release is None
 

@@ -245,6 +245,14 @@ def test_a_flipped_bit_a_used_ticket_a_busy_host_and_no_word_from_the_new_system
     assert problem["expected"]
     assert problem["found"]
     reached(site, silent, "preparing", "writing", "verifying", "booting")
+    homeless = failed(site, silent)
+    assert homeless["error"]["code"] == "booting_timed_out"
+    is_actionable(homeless["error"], TWO)
+    says(site, TWO, TINY_SYSTEM, start=start)
+    host = host_of(site, TWO)
+    assert (host["state"], host["release"]) == ("dirty", None)
+
+    # Its deployment has ended: earlier, the second who comes with the ticket would end it.
     status, problem = agent_says(site, "hello", _hello(site, TWO, ticket))
     assert (status, problem["code"]) == (403, "ticket_refused")
     assert "used" in problem["detail"]
@@ -252,13 +260,6 @@ def test_a_flipped_bit_a_used_ticket_a_busy_host_and_no_word_from_the_new_system
     with site.client() as client:
         refused = [row for row in client.audit(limit=1000) if row["action"] == "ticket.refused"]
     assert [row["subject"] for row in refused] == [TWO]
-
-    homeless = failed(site, silent)
-    assert homeless["error"]["code"] == "booting_timed_out"
-    is_actionable(homeless["error"], TWO)
-    says(site, TWO, TINY_SYSTEM, start=start)
-    host = host_of(site, TWO)
-    assert (host["state"], host["release"]) == ("dirty", None)
 
     corrupt = failed(site, bad)
     error = is_actionable(corrupt["error"], ONE)
@@ -278,7 +279,7 @@ def _hello(site: Site, name: str, ticket: str) -> Json:
         "memory_bytes": 1,
         "firmware": "bios",
         "uuid": site.lab.host(name).uuid,
-        "serial": None,
+        "serial": site.lab.host(name).serial,
         "vendor": None,
         "model": None,
         "disks": [],

@@ -120,6 +120,8 @@ _LOCKED_OUT: Final = replace(_DOUBTFUL, may_use_bmc=False)
 FAILURES: Final[Mapping[str, Failure]] = {
     "bmc_auth_failed": _LOCKED_OUT,
     "ticket_contested": _DOUBTFUL,
+    "identity_doubtful": _DOUBTFUL,
+    "own_host": _DOUBTFUL,
     # It runs from another disk, and that one claims to hold what we wrote. Which of them the
     # next write would really reach is for a person to find out.
     "wrong_disk": replace(_DOUBTFUL, blames_release=True),

@@ -27,12 +27,15 @@ class View:
         sizes: Mapping[str, tuple[int, int]],
         breaker: str | None,
         rules: Rules,
+        *,
+        is_observing: bool,
     ) -> None:
         self._loads = dict(loads)
         self._total = sum(loads.values(), Load())
         self._sizes = sizes
         self._breaker = breaker
         self._rules = rules
+        self._is_observing = is_observing
 
     def fleet(self, group: str | None) -> Fleet:
         if group is None:
@@ -43,7 +46,7 @@ class View:
     def why_waits(self, queued: Queued) -> str | None:
         """Return what keeps a queued operation waiting; None when its turn has come."""
         fleet = self.fleet(queued.group)
-        return why_waits(self._breaker, False, queued.is_active, fleet, self._rules)
+        return why_waits(self._breaker, self._is_observing, queued.is_active, fleet, self._rules)
 
     def count_start(self, queued: Queued) -> None:
         """Count an operation that was started since."""
@@ -70,13 +73,14 @@ class GuardFacts:
             release_is_revoked=row is not None and row.revoked_at is not None,
             twins=tuple(other.name for other in same if other.id != host.id),
             breaker=tx.breaker().why_open,
+            is_observing=tx.is_observing(),
         )
 
     def view(self, tx: Tx, groups: Iterable[str | None], now: datetime) -> View:
         """Return how full the fleet is, with the sizes of these groups: two grouped queries."""
         loads = tx.loads(started_after=now - STARTS_WINDOW, not_by=DISCOVERY_ACTOR)
         sizes = tx.group_sizes(group for group in groups if group is not None)
-        return View(loads, sizes, tx.breaker().why_open, self.rules)
+        return View(loads, sizes, tx.breaker().why_open, self.rules, is_observing=tx.is_observing())
 
     def fleet(self, tx: Tx, host: Host, now: datetime) -> Fleet:
         """Return how full the fleet is, as one host sees it, and let nobody else start

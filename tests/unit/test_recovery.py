@@ -82,7 +82,13 @@ SAME_AGAIN = [
     *("host_unfit", "disk_too_small", "image_unfit", "seed_unfit"),
     *("no_disk_matches", "several_disks_match"),
 ]
-DOUBTFUL = ["ticket_contested", "wrong_disk", "bmc_auth_failed"]
+DOUBTFUL = [
+    "ticket_contested",
+    "identity_doubtful",
+    "own_host",
+    "wrong_disk",
+    "bmc_auth_failed",
+]
 # By code: what follows with attempts left, and without.
 EXPECTED = {
     **dict.fromkeys(PASSING, (ALWAYS_AGAIN, LAST)),

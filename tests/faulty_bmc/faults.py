@@ -31,7 +31,8 @@ class Command(StrEnum):
 
 POWER: Final = frozenset({Command.ON, Command.OFF, Command.SOFT_OFF, Command.RESET})
 
-# How a BMC reads its host's power: (is it on, was it told to be off last, which read) -> "on".
+# How a BMC reads its host's power: (is it on, was it told to be off last, which read since
+# it was told anything) -> "on".
 Reading = Callable[[bool, bool, int], bool]
 # What becomes of a reply: (reply, earlier replies, chance) -> the datagrams that are sent.
 Mangling = Callable[[bytes, list[bytes], Random], list[bytes]]
@@ -47,6 +48,10 @@ READINGS: Final[Mapping[str, Reading]] = {
     "always on": lambda is_on, told_off, count: True,  # noqa: ARG005 # a Reading
     # It believes what it was told, and never looks.
     "as told": lambda is_on, told_off, count: is_on and not told_off,  # noqa: ARG005 # a Reading
+    # It says what it was told, once.
+    "on, then off": lambda is_on, told_off, count: is_on and not told_off and count == 1,
+    # True for long enough to be believed.
+    "off, then on": lambda is_on, told_off, count: is_on or (told_off and count > 2),
     "every other": lambda is_on, told_off, count: bool(count % 2),  # noqa: ARG005 # a Reading
     # Two lies in a row, and two truths: enough to pass for evidence.
     "two and two": lambda is_on, told_off, count: is_on ^ (count // 2 % 2 == 0),  # noqa: ARG005 # a Reading
@@ -83,7 +88,7 @@ MANGLINGS: Final[Mapping[str, Mangling]] = {
 }
 
 
-def always(_exchange: int, _now: float) -> bool:
+def always(_exchange: int, _age: float) -> bool:
     return True
 
 
@@ -107,7 +112,9 @@ class Faults:
     lies_until: float | None = None  # seconds after its start; from then on it tells the truth
 
     # Answers.
-    answers: Callable[[int, float], bool] = always  # by number of the exchange, and time
+    # By number of the exchange, and seconds since the BMC was started.
+    answers: Callable[[int, float], bool] = always
+    not_answered_login: frozenset[int] = frozenset()  # by payload type
     real_delay: float = 0.0  # before each packet
     real_command_delay: float = 0.0  # before the answer to a command that was done at once
     not_answered: Mapping[Command, int] = field(default_factory=dict)  # done; how often
@@ -117,6 +124,8 @@ class Faults:
     # Sessions.
     slots: int = 16
     session_seconds: float = SESSION_SECONDS
+    ignores_logout: bool = False
+    refuses_proof: bool = False  # of the password, although it is the right one
     taken_slots: int = 0  # by others, who forgot to log out, at its start
     password_changes_after: Command | None = None
 

@@ -18,6 +18,7 @@ from provisioner.core.model import BmcAddress, Secret
 from .faults import MANGLINGS, Command, Faults, Traits
 from .packets import (
     IPMI,
+    IPMI_15_NO_AUTH,
     Malformed,
     Message,
     answer,
@@ -63,6 +64,7 @@ class FaultyBmc(asyncio.DatagramProtocol):
         self.exchanges: list[object] = []  # the client's address of each, in order
         self.is_overlapped = False
         self._clock = clock
+        self._born_at = clock()
         self._password = PASSWORD
         self.sessions = SessionTable(
             clock,
@@ -71,6 +73,7 @@ class FaultyBmc(asyncio.DatagramProtocol):
             slots=faults.slots,
             idle_seconds=faults.session_seconds,
             taken=faults.taken_slots,
+            refuses_proof=faults.refuses_proof,
         )
         self._chance = Random(seed)
         self._unanswered = dict(faults.not_answered)
@@ -88,8 +91,8 @@ class FaultyBmc(asyncio.DatagramProtocol):
         self.address, self.port = transport.get_extra_info("sockname")[:2]
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        self._note_exchange(addr)
-        if not self.faults.answers(len(self.exchanges), self._clock()):
+        self._note_exchange(data, addr)
+        if not self.faults.answers(len(self.exchanges), self._clock() - self._born_at):
             return
         try:
             reply, delay = self._reply_to(data)
@@ -99,11 +102,13 @@ class FaultyBmc(asyncio.DatagramProtocol):
             delay += self.faults.real_delay
             asyncio.get_running_loop().call_later(delay, self._send, reply, addr)
 
-    def _note_exchange(self, client: tuple[str, int]) -> None:
-        """Each exchange has a socket of its own; none may be heard after another began."""
+    def _note_exchange(self, data: bytes, client: tuple[str, int]) -> None:
+        """Each exchange has a socket of its own, and begins outside of RMCP+. Whoever goes on
+        with one after another began overlaps it."""
         if self.exchanges and self.exchanges[-1] == client:
             return
-        self.is_overlapped = self.is_overlapped or client in self.exchanges
+        begins = data[4:5] == bytes([IPMI_15_NO_AUTH])
+        self.is_overlapped = self.is_overlapped or not begins
         self.exchanges.append(client)
 
     def _send(self, reply: bytes, client: tuple[str, int]) -> None:
@@ -119,6 +124,9 @@ class FaultyBmc(asyncio.DatagramProtocol):
         if packet.payload_type is None:
             payload, _ = self._do(parse_message(packet.payload), None)
             return outside(payload), 0.0
+        if packet.payload_type in self.faults.not_answered_login:
+            self.sessions.log_in(packet.payload_type, packet.payload)
+            return b"", 0.0
         if packet.payload_type != IPMI:
             return unsealed(*self.sessions.log_in(packet.payload_type, packet.payload)), 0.0
         session = self.sessions.row(packet.session_id)
@@ -160,6 +168,8 @@ class FaultyBmc(asyncio.DatagramProtocol):
         if message.command == 0x3B:  # set session privilege level
             return answer(message, DONE, message.data[:1])
         if message.command == 0x3C and len(message.data) >= 4:
+            if self.faults.ignores_logout:
+                return answer(message, DONE)
             is_closed = self.sessions.close(struct.unpack_from("<I", message.data)[0])
             return answer(message, DONE if is_closed else 0x87)
         if message.command == 0x01:
@@ -168,13 +178,12 @@ class FaultyBmc(asyncio.DatagramProtocol):
 
     def _do_chassis(self, message: Message) -> tuple[Command, int, bytes]:
         """Raises KeyError or IndexError for what no BMC knows."""
-        if message.command == 0x01:
-            self.commands.append(Command.STATUS)
-            return Command.STATUS, DONE, bytes([0x20 | self.host.power_read(), 0, 0])
         command = self._command_of(message)
         self.commands.append(command)
         if command in self.faults.refused:
             return command, self.faults.refused[command], b""
+        if command is Command.STATUS:
+            return command, DONE, bytes([0x20 | self.host.power_read(), 0, 0])
         if command is Command.HOLD_TIMER:
             self.host.hold_timer(bool(message.data[1] & 0x08))
         elif command is Command.SET_FLAGS:
@@ -188,6 +197,8 @@ class FaultyBmc(asyncio.DatagramProtocol):
         return command, DONE, b""
 
     def _command_of(self, message: Message) -> Command:
+        if message.command == 0x01:
+            return Command.STATUS
         if message.command == 0x02:
             return CONTROLS[message.data[0] & 0x0F]
         parameters = {0x03: Command.HOLD_TIMER, 0x05: Command.SET_FLAGS}

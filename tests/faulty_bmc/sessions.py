@@ -70,12 +70,14 @@ class SessionTable:
         slots: int,
         idle_seconds: float,
         taken: int = 0,
+        refuses_proof: bool = False,
     ) -> None:
         self._clock = clock
         self._user = user.encode()
         self._password = password
         self._slots = slots
         self._idle_seconds = idle_seconds
+        self._refuses_proof = refuses_proof
         self._next_id = 0x0A000001
         self.counts = Counts()
         self.rows: dict[int, Session] = {}
@@ -112,6 +114,10 @@ class SessionTable:
             return False
         self.counts.closed += 1
         return True
+
+    def open_now(self) -> int:
+        """Return how many sessions are logged in and were not closed."""
+        return sum(row.keys is not None for row in list(self.rows.values()))
 
     def _expire(self) -> None:
         before = self._clock() - self._idle_seconds
@@ -169,15 +175,16 @@ class SessionTable:
         if session is None or not session.user:
             return struct.pack("<BBBBI", tag, INVALID_SESSION, 0, 0, 0)
         console_id, named = struct.pack("<I", session.console_id), self._named(session)
-        if payload[8:28] != mac(self._key(), session.bmc_random, console_id, named):
+        proof = mac(self._key(), session.bmc_random, console_id, named)
+        if payload[8:28] != proof or self._refuses_proof:
             del self.rows[session_id]
             self.counts.refused_logins += 1
             return struct.pack("<BBBBI", tag, WRONG_CODE, 0, 0, session.console_id)
         session_key = mac(self._key(), session.console_random, session.bmc_random, named)
         session.keys = keys_of(session_key)
         self.counts.active += 1
-        proof = mac(session_key, session.console_random, struct.pack("<I", session_id), GUID)
-        return struct.pack("<BBBB", tag, 0, 0, 0) + console_id + proof[:CODE_BYTES]
+        code = mac(session_key, session.console_random, struct.pack("<I", session_id), GUID)
+        return struct.pack("<BBBB", tag, 0, 0, 0) + console_id + code[:CODE_BYTES]
 
     def _named(self, session: Session) -> bytes:
         return bytes([session.role, len(session.user)]) + session.user

@@ -100,6 +100,7 @@ class SimulatedHost:
             self._catch_up()
             now = self._clock()
             self._flags_at = now  # each chassis command starts the 60 seconds anew
+            self._reads = 0
             self._was_told_off = command in (Command.OFF, Command.SOFT_OFF)
             if command in self._faults.not_done:
                 self._note(now, "not done", command)
@@ -128,9 +129,9 @@ class SimulatedHost:
             self._off(at)
         elif command is Command.SOFT_OFF and self._is_on and not self._traits.ignores_button:
             self._later(at + self._traits.shutdown_seconds, self._off)
-        elif command is Command.ON and not self._is_on:
-            self._start(at)
-        elif command is Command.RESET and self._is_on:
+        elif (command is Command.ON and not self._is_on) or (
+            command is Command.RESET and self._is_on
+        ):
             self._start(at)
 
     def _off(self, at: float) -> None:
@@ -151,10 +152,10 @@ class SimulatedHost:
     def _firmware_chooses(self, at: float) -> Source:
         """Return what the firmware makes of the flags, and use up those that are for once."""
         faults, flags = self._faults, self._flags
-        if flags is not None and not flags.is_persistent and not self._is_held:
-            if at - self._flags_at > faults.flag_seconds:
-                self._note(at, "flags void")
-                self._flags = flags = None
+        is_timed = flags is not None and not flags.is_persistent and not self._is_held
+        if is_timed and at - self._flags_at > faults.flag_seconds:
+            self._note(at, "flags void")
+            self._flags = flags = None
         if flags is not None and not flags.is_persistent and not faults.keeps_once:
             self._flags = None
         if faults.is_one_start_late:

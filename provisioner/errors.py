@@ -99,6 +99,12 @@ class BmcUnreachable(DeviceError):
     exit_code = 3
 
 
+class BmcBusy(BmcUnreachable):
+    """Others held the BMC, its last session or all of our workers. Waiting helps."""
+
+    code = "bmc_busy"
+
+
 class BmcRejected(DeviceError):
     """The BMC answered, and said no."""
 

@@ -8,7 +8,9 @@ session, retries nothing of its own accord and offers a closed list of verbs.
 import contextlib
 import ctypes
 import json
+import math
 import os
+import secrets
 import select
 import signal
 import sys
@@ -36,9 +38,19 @@ NOT_IN_PRESENT_STATE: Final = 0xD5
 # pyghmi sends an unanswered command again after 0.5 to 1 s, and a BMC that starts a program
 # for it may then do it twice. Power control gets this long before it is repeated.
 CONTROL_REPLY_SECONDS: Final = 4.0
+# A reset is no wish that may be repeated: the second one hits what the first one started.
+# Longer than any exchange, so that it is sent once.
+RESET_REPLY_SECONDS: Final = 600.0
+# RAKP message 4 with this status: the BMC did not take our proof of the password.
+PROOF_REFUSED: Final = 0x0F
+LOGGED_IN: Final = "ESTABLISHED"
 
 PR_SET_PDEATHSIG: Final = 1
 REQUEST_BYTES_MAX: Final = 4096
+
+
+class OutOfTime(BaseException):
+    """The exchange has lasted too long. Not an Exception: pyghmi swallows some of those."""
 
 
 class Refused(Exception):
@@ -82,17 +94,19 @@ def power_off(bmc: Any, *, soft: bool) -> None:
 
 
 def reset(bmc: Any) -> None:
-    ask(bmc, CHASSIS_CONTROL, (HARD_RESET,), CONTROL_REPLY_SECONDS)
+    ask(bmc, CHASSIS_CONTROL, (HARD_RESET,), RESET_REPLY_SECONDS)
 
 
 def set_next_boot(bmc: Any, *, device: str, persistent: bool, uefi: bool, hold_timer: bool) -> None:
     """Write the boot flags, as IPMI v2.0 §28.12 and §28.13 (parameters 3 and 5) have them.
 
     pyghmi's own `set_bootdev` always holds the timer; some BMCs refuse that parameter, so it
-    is a rung of its own here.
+    is a rung of its own here. Such a BMC is told the flags without: the rungs after it are
+    for it, too.
     """
     if hold_timer:
-        ask(bmc, SET_BOOT_OPTIONS, (BOOT_FLAG_VALID_CLEARING, HOLD_60_SECOND_TIMER))
+        with contextlib.suppress(Refused):
+            ask(bmc, SET_BOOT_OPTIONS, (BOOT_FLAG_VALID_CLEARING, HOLD_60_SECOND_TIMER))
     flags = VALID | (PERSISTENT if persistent else 0) | (EFI if uefi else 0)
     ask(bmc, SET_BOOT_OPTIONS, (BOOT_FLAGS, flags, DEVICES[device], 0, 0, 0))
 
@@ -106,13 +120,31 @@ VERBS: Final[dict[str, Callable[..., str | None]]] = {
 }
 
 
-def work_without_thread() -> None:
+class Deadline:
+    """When the exchange has lasted too long. One per process; far away until it is set."""
+
+    def __init__(self) -> None:
+        self._at = math.inf
+
+    def set(self, seconds: float) -> None:
+        self._at = time.monotonic() + seconds
+
+    def check(self) -> float:
+        """Return the seconds left. Raises OutOfTime when there are none."""
+        left = self._at - time.monotonic()
+        if left <= 0:
+            raise OutOfTime
+        return left
+
+
+def work_without_thread(deadline: Deadline) -> None:
     """Let pyghmi wait for packets in the calling thread instead of in one of its own.
 
     Its thread misses a packet that arrives just before a waiter is noted down, and then
     sleeps until the packet would be sent again: of 300 power reads on loopback 42 took 0.5 to
     1 s longer so, and none this way. A process here has one session, so nothing is shared.
-    Does nothing when a later pyghmi has other inner names; it is then only slower.
+    Waits no longer than until the deadline. Does nothing when a later pyghmi has other inner
+    names; it is then slower, and killed where it would have ended by itself.
     """
     if not all(
         hasattr(library, name)
@@ -121,34 +153,99 @@ def work_without_thread() -> None:
         return
 
     def wait(timeout: float, _address: object = None, _waiters: object = None) -> None:
-        select.select(library.iosockets, (), (), max(0.0, timeout))
+        select.select(library.iosockets, (), (), max(0.0, min(timeout, deadline.check())))
         library._io_graball(library.iosockets, {})
 
     library._io_wait = wait
     library.iothread = library.iothreadready = True
 
 
-def exchange(request: dict[str, Any]) -> dict[str, str | None]:
-    """Log in, do one verb, log out; return {"outcome": …, "value" or "text": …}.
+def log_in_sparingly() -> None:
+    """Keep pyghmi from taking session after session of a BMC, and from guessing passwords.
+
+    For a command without an answer it logs in anew, sends it again there, and leaves the
+    first session open. With a BMC that answers half a login it begins anew without end: 27
+    sessions in 20 s. A refused proof of the password it takes for a lost packet, and tries
+    again. Here: one login, a second one if the first got stuck, and none after a command.
+    Does nothing when a later pyghmi has other inner names.
+    """
+    names = ("_relog", "_got_rakp4", "_mark_broken")
+    if not all(hasattr(library.Session, name) for name in names):
+        return
+    log_in_again, got_rakp_4 = library.Session._relog, library.Session._got_rakp4
+
+    def at_most_once(bmc: Any) -> None:
+        if bmc.sessioncontext == LOGGED_IN or getattr(bmc, "has_begun_anew", False):
+            bmc.incommand = False  # or it waits for the answer before it logs out
+            bmc._mark_broken("timeout")
+        else:
+            bmc.has_begun_anew = True
+            log_in_again(bmc)
+            number_session(bmc)
+
+    def believing_a_refusal(bmc: Any, data: bytes) -> object:
+        if data[1] == PROOF_REFUSED:
+            bmc.logontries = 0
+        return got_rakp_4(bmc, data)
+
+    library.Session._relog = at_most_once
+    library.Session._got_rakp4 = believing_a_refusal
+
+
+def number_session(bmc: Any) -> None:
+    """Give our end of the session a number of its own.
+
+    pyghmi counts from the same one in each process, so an answer from an earlier login would
+    fit, and read as a wrong password.
+    """
+    bmc.localsid = 1 + secrets.randbelow(2**31)
+
+
+def log_out(bmc: Any) -> None:
+    """Tell the BMC that the session is over, whatever it still owes us an answer to.
+
+    Sessions left open are what BMCs run out of. No answer is waited for.
+    """
+    if bmc.sessioncontext != LOGGED_IN:
+        return
+    bmc.lastpayload, bmc.incommand, bmc.logged = None, False, 1
+    with contextlib.suppress(IpmiException):
+        bmc.logout()
+
+
+def exchange(request: dict[str, Any], deadline: Deadline) -> dict[str, str | None]:
+    """Log in, do one verb, log out, all in `seconds`; return {"outcome": …, "value" or "text": …}.
 
     Outcome `done` has the value, `refused` the BMC's words, `failed` pyghmi's words on why
     there was no session, `crashed` the name of an exception that nobody foresaw.
     """
+    bmc = None
     try:
-        verb = VERBS[request["verb"]]
-        bmc = library.Session(
-            bmc=request["address"],
-            port=request["port"],
-            userid=request["user"],
-            password=request["password"],
-            privlevel=OPERATOR,
-        )
         try:
+            verb = VERBS[request["verb"]]
+            deadline.set(request["seconds"])
+            # With a callback it returns at once, so that what it began can be ended here.
+            bmc = library.Session(
+                bmc=request["address"],
+                port=request["port"],
+                userid=request["user"],
+                password=request["password"],
+                privlevel=OPERATOR,
+                onlogon=lambda _: None,
+            )
+            number_session(bmc)
+            while bmc.logging:
+                deadline.check()
+                library.Session.wait_for_rsp()
+            if bmc.broken:
+                raise IpmiException(bmc.errormsg)
             return {"outcome": "done", "value": verb(bmc, **request["arguments"])}
         finally:
-            # A session left open is what BMCs run out of; a broken one cannot be closed.
-            with contextlib.suppress(IpmiException):
-                bmc.logout()
+            deadline.set(math.inf)
+            if bmc is not None:
+                log_out(bmc)
+    except OutOfTime:
+        return {"outcome": "failed", "text": "timeout"}
     except Refused as error:
         return {"outcome": "refused", "text": str(error)}
     except IpmiException as error:
@@ -158,7 +255,7 @@ def exchange(request: dict[str, Any]) -> dict[str, str | None]:
         return {"outcome": "crashed", "text": type(error).__name__}
 
 
-def exchange_in_child(line: bytes) -> bytes:
+def exchange_in_child(line: bytes, deadline: Deadline) -> bytes:
     """Do one exchange in a forked child and return its answer as a line.
 
     pyghmi's state does not survive a second session to the same BMC, and a fork is as fresh
@@ -168,7 +265,7 @@ def exchange_in_child(line: bytes) -> bytes:
     parent = os.getpid()
     child = os.fork()
     if child == 0:
-        _be_the_child(line, write_end, parent)
+        _be_the_child(line, deadline, write_end, parent)
     os.close(write_end)
     answer = _read_while_service_lives(read_end, child)
     os.close(read_end)
@@ -178,14 +275,14 @@ def exchange_in_child(line: bytes) -> bytes:
     return answer
 
 
-def _be_the_child(line: bytes, write_end: int, parent: int) -> None:
+def _be_the_child(line: bytes, deadline: Deadline, write_end: int, parent: int) -> None:
     try:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         request = json.loads(line)
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         is_late = now > request["begin_by"]
         if os.getppid() == parent and not is_late and _ends_at(request["until"]):
-            os.write(write_end, json.dumps(exchange(request)).encode() + b"\n")
+            os.write(write_end, json.dumps(exchange(request, deadline)).encode() + b"\n")
     finally:
         os._exit(0)
 
@@ -228,7 +325,9 @@ def main() -> None:
     answers = os.dup(1)
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
-    work_without_thread()
+    deadline = Deadline()
+    work_without_thread(deadline)
+    log_in_sparingly()
     os.write(answers, b'{"outcome": "ready"}\n')
     waiting = b""
     while True:
@@ -238,7 +337,7 @@ def main() -> None:
                 return
             waiting += piece
         line, _, waiting = waiting.partition(b"\n")
-        os.write(answers, exchange_in_child(line))
+        os.write(answers, exchange_in_child(line, deadline))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from provisioner.core.model import BmcAddress, BootDevice, PowerState
-from provisioner.errors import BmcAuthFailed, BmcRejected, BmcUnreachable, DeviceError
+from provisioner.errors import (
+    BmcAuthFailed,
+    BmcBusy,
+    BmcRejected,
+    BmcUnreachable,
+    DeviceError,
+)
 
 from .locks import bmc_lock
 from .workers import IDLE_WORKERS_MAX, WORKERS_MAX, WorkerLost, Workers
@@ -20,6 +26,9 @@ from .workers import IDLE_WORKERS_MAX, WORKERS_MAX, WorkerLost, Workers
 # pyghmi gives up on a silent BMC after about 5 s. A slow one that answers each of the seven
 # packets of an exchange late still makes it; a hang does not.
 EXCHANGE_LIMIT: Final = timedelta(seconds=20)
+# In this share of it the worker ends the exchange itself, and logs out. One that is killed
+# leaves its session open, and a BMC has few.
+OWN_SHARE: Final = 0.75
 # For the BMC's lock and a worker together: two exchanges at their limit, and some.
 WAIT_LIMIT: Final = timedelta(seconds=60)
 
@@ -61,7 +70,7 @@ def translate(outcome: str, text: str, address: str) -> DeviceError:
             hint="set the right user and password; they are not tried again, BMCs lock accounts",
         )
     if any(words in text for words in _NO_ROOM):
-        return BmcUnreachable(
+        return BmcBusy(
             f"BMC {address} has no session free",
             found=text,
             hint="others hold its sessions open; they end by themselves within minutes",
@@ -112,8 +121,8 @@ class IpmiPool:
     def exchange(self, where: BmcAddress, verb: str, **arguments: object) -> object:
         """Do one verb at one BMC and return its value.
 
-        Raises BmcAuthFailed, BmcUnreachable or BmcRejected; RequestError when the address is
-        not an IP address.
+        Raises BmcAuthFailed, BmcUnreachable, BmcBusy or BmcRejected; RequestError when the
+        address is not an IP address.
         """
         request = {
             "address": where.address,
@@ -122,6 +131,7 @@ class IpmiPool:
             "password": where.password.reveal(),
             "verb": verb,
             "arguments": arguments,
+            "seconds": self._exchange_limit.total_seconds() * OWN_SHARE,
         }
         deadline = time.monotonic() + self._wait_limit.total_seconds()
         with bmc_lock(self._lock_dir, where.address, where.port, self._wait_limit):

@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from provisioner.errors import BmcUnreachable, RequestError
+from provisioner.errors import BmcBusy, RequestError
 
 # An exchange takes about 10 ms on a quick BMC; asking every 5 ms wastes little of it.
 POLL_SECONDS: Final = 0.005
@@ -36,14 +36,14 @@ def lock_name(address: str, port: int) -> str:
 
 @contextlib.contextmanager
 def bmc_lock(lock_dir: Path, address: str, port: int, wait: timedelta) -> Iterator[None]:
-    """Hold the lock of one BMC. Raises BmcUnreachable when others held it all of `wait`."""
+    """Hold the lock of one BMC. Raises BmcBusy when others held it all of `wait`."""
     path = lock_dir / lock_name(address, port)
     deadline = time.monotonic() + wait.total_seconds()
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         while not _took(descriptor):
             if time.monotonic() >= deadline:
-                raise BmcUnreachable(
+                raise BmcBusy(
                     f"BMC {address} was busy with other exchanges all the time",
                     expected=f"free within {wait.total_seconds():g} s",
                     hint="another process may hold its lock; see the lock directory",

@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from provisioner.errors import BmcUnreachable
+from provisioner.errors import BmcBusy, BmcUnreachable
 
 PROGRAM: Final = Path(__file__).with_name("child.py")
 
@@ -144,10 +144,10 @@ class Workers:
     def lent(self, wait: timedelta) -> Iterator[Worker]:
         """Lend a worker; one that raised is killed, not lent again.
 
-        Raises BmcUnreachable when none became free within `wait`.
+        Raises BmcBusy when none became free within `wait`.
         """
         if not self._free.acquire(timeout=max(0.0, wait.total_seconds())):
-            raise BmcUnreachable(
+            raise BmcBusy(
                 "no BMC worker became free in time",
                 hint="many BMCs are silent at once; look at their network first",
             )

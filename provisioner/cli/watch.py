@@ -156,7 +156,7 @@ TRUST_CODES: Final = frozenset(
         "wrong_system",
     }
 )
-LATER_CODES: Final = frozenset({"bmc_unreachable", "unavailable"})
+LATER_CODES: Final = frozenset({"bmc_busy", "bmc_unreachable", "unavailable"})
 
 
 def exit_code(operation: Operation) -> int:

@@ -228,7 +228,8 @@ class EffectWorker(Protocol):
 
 class Bmc(Protocol):
     """One management controller. Each call is one exchange and may raise BmcAuthFailed,
-    BmcUnreachable or BmcRejected. An acknowledgement is not evidence."""
+    BmcUnreachable (BmcBusy when waiting helps) or BmcRejected. An acknowledgement is not
+    evidence."""
 
     def power(self) -> PowerState: ...
     def power_on(self) -> None: ...

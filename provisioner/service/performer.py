@@ -1,4 +1,4 @@
-"""Performs effects on BMCs and feeds the result back as an event.
+"""Performs effects on BMCs and feeds the result back as an event; `wishes` knows how.
 
 Looks before acting: an effect may be performed twice, or late, and must then do no harm.
 """
@@ -7,30 +7,24 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Final, TypeVar
 
 import structlog
 
-from provisioner.core.contracts import Bmc, BmcPool, Clock, Outgoing, Store
+from provisioner.core.contracts import BmcPool, Clock, Outgoing, Store
 from provisioner.core.effects import (
     Effect,
     PowerOff,
     PowerOffQuarantined,
-    PowerOn,
     ReturnToDisk,
     SetNextBoot,
 )
-from provisioner.core.lifecycle import BMC_LOGIN_REFUSED_AT, RUNG_LAST, E, NotAllowed
-from provisioner.core.model import (
-    BootDevice,
-    Event,
-    Host,
-    Operation,
-    Phase,
-    PowerState,
-)
+from provisioner.core.lifecycle import BMC_LOGIN_REFUSED_AT, E, NotAllowed
+from provisioner.core.model import BmcAddress, BootDevice, Event, Host, Operation, Phase
 from provisioner.errors import (
     BmcAuthFailed,
+    BmcBusy,
     BmcUnreachable,
     DeviceError,
     NotFound,
@@ -39,19 +33,22 @@ from provisioner.errors import (
 
 from .fence import CarefulBmc, Fence, Overtaken
 from .transitions import Transitions
+from .wishes import Wish, Wishes
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-# One read can be a lie or a moment; a host is off when this many reads in a row say so.
-OFF_READS: Final = 2
-POWER_LIMIT: Final = timedelta(seconds=60)
-POLL_S: Final = 0.5
 # An exchange has its own hard deadline. Three of them, and the operation fails; a wrong
 # password is never tried again, because BMCs lock accounts.
 ATTEMPTS_MAX: Final = 3
 RETRY_PAUSE_S: Final = 1.0
+# Sessions that others left open end by themselves after a minute or so.
+BUSY_PATIENCE: Final = timedelta(minutes=3)
+BUSY_PAUSE_S: Final = 5.0
+# A host that is off for our sake is not given up while its BMC restarts.
+RETURN_PATIENCE: Final = timedelta(minutes=5)
+RETURN_PAUSE_S: Final = 15.0
 # How long a database that is away is waited for. An effect that ended here with an error
 # would never be performed again, and its host could stay off.
 DATABASE_PATIENCE: Final = timedelta(minutes=10)
@@ -72,27 +69,28 @@ class Performer:
         *,
         soft_shutdown_limit: timedelta,
         fence: Fence | None = None,
+        return_patience: timedelta = RETURN_PATIENCE,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._store = store
+        self._return_patience = return_patience
         self._transitions = transitions
         self._pool = pool
         self._clock = clock
-        self._soft_shutdown_limit = soft_shutdown_limit
         self._fence = fence or Fence()
         self._pause = pause
+        self._wishes = Wishes(
+            clock, transitions.limits, soft_shutdown_limit=soft_shutdown_limit, pause=pause
+        )
 
     def perform(self, outgoing: Outgoing) -> None:
         """Make one effect true, unless a newer decision has overtaken it."""
-        try:
-            operation, host, is_over = self._patiently(lambda: self._look(outgoing))
-        except NotFound:
-            return  # the host was deleted meanwhile, and nothing is owed to it
-        if is_over:
-            log.info("effect overtaken", host=host.name, effect=str(outgoing.effect))
+        looked = self._look_if_wanted(outgoing)
+        if looked is None:
             return
+        operation, host = looked
         try:
-            fact = self._with_retries(host, operation, outgoing.effect)
+            fact = self._with_retries(outgoing, operation, host)
         except Overtaken:
             log.info("effect overtaken", host=host.name, effect=str(outgoing.effect))
             return
@@ -144,133 +142,78 @@ class Performer:
                 log.warning("effect waits for the database", why=error.message)
                 self._pause(RETRY_PAUSE_S)
 
-    def _with_retries(self, host: Host, operation: Operation, effect: Effect) -> E | None:
-        for attempt in range(1, ATTEMPTS_MAX + 1):
+    def _with_retries(self, outgoing: Outgoing, operation: Operation, host: Host) -> E | None:
+        """Make the effect true, in a few attempts. A wrong password is used in one only."""
+        began_at, attempts, effect = self._clock(), 0, outgoing.effect
+        look = partial(self._look_if_wanted, outgoing)
+        while True:
+            assert host.bmc is not None
             try:
-                return self._make_true(host, operation, effect)
+                return self._wishes.make_true(self._wish(effect, host.bmc, host, operation, look))
             except BmcAuthFailed as error:
-                raise BmcAuthFailed(
-                    f"the BMC of host {host.name} refused the credentials",
-                    host=host.name,
-                    expected="a login",
-                    found=error.message,
-                    hint=f"provisioner host change {host.name} --bmc-user U --bmc-password-file F",
-                ) from error
+                raise _login_refused(error, host, effect) from error
             except DeviceError as error:
-                if attempt == ATTEMPTS_MAX:
+                lasted = self._clock() - began_at
+                is_busy = isinstance(error, BmcBusy) and lasted < BUSY_PATIENCE
+                attempts += not is_busy
+                pause_s = BUSY_PAUSE_S if is_busy else self._pause_after(attempts, effect, lasted)
+                if pause_s is None:
                     raise _named(error, host) from error
                 log.warning("BMC exchange failed", host=host.name, why=error.message)
-                self._pause(RETRY_PAUSE_S)
-        raise AssertionError("unreachable: the last attempt returns or raises")
+            self._pause(pause_s)
+            # The host may have come into the network meanwhile, or been given up, or its BMC
+            # been given another password.
+            looked = look()
+            if looked is None:
+                return None
+            operation, host = looked
 
-    def _make_true(self, host: Host, operation: Operation, effect: Effect) -> E | None:
-        assert host.bmc is not None
-        pooled, fence = self._pool.bmc(host.bmc), self._fence
-        bmc = CarefulBmc(pooled, fence, lambda: self._look_again(operation, effect))
-        if isinstance(effect, PowerOff):
-            soft = effect.soft and operation.options.get("soft_shutdown", True)
-            is_off = self._power_off(bmc, host, operation, soft=bool(soft))
-            return E.POWERED_OFF if is_off else None
-        if isinstance(effect, SetNextBoot):
-            self._set_next_boot(bmc, host, effect)
-            return E.NEXT_BOOT_SET
-        if isinstance(effect, PowerOn):
-            self._power_on(bmc, host)
-            return E.POWERED_ON
-        if isinstance(effect, PowerOffQuarantined):
-            self._power_off(bmc, host, operation, soft=False)
+    def _wish(
+        self,
+        effect: Effect,
+        address: BmcAddress,
+        host: Host,
+        operation: Operation,
+        look: Callable[[], tuple[Operation, Host] | None],
+    ) -> Wish:
+        again = partial(self._look_again, operation, effect)
+        return Wish(
+            effect,
+            CarefulBmc(self._pool.bmc(address), self._fence, again),
+            host,
+            operation,
+            is_wanted=lambda: look() is not None,
+            begin_reset=partial(self._begin_reset, operation),
+        )
+
+    def _pause_after(self, attempts: int, effect: Effect, lasted: timedelta) -> float | None:
+        """Return the seconds until another attempt; None when there is no other."""
+        if attempts < ATTEMPTS_MAX:
+            return RETRY_PAUSE_S
+        is_patient = isinstance(effect, ReturnToDisk) and lasted < self._return_patience
+        return RETURN_PAUSE_S if is_patient else None
+
+    def _look_if_wanted(self, outgoing: Outgoing) -> tuple[Operation, Host] | None:
+        """Return what the database says now; None when the effect is no longer wanted."""
+        try:
+            operation, host, is_over = self._patiently(lambda: self._look(outgoing))
+        except NotFound:  # the host was deleted meanwhile, and nothing is owed to it
             return None
-        self._return_to_disk(bmc, host, operation)
-        return None
+        if is_over:
+            log.info("effect overtaken", host=host.name, effect=str(outgoing.effect))
+            return None
+        return operation, host
 
-    def _power_off(self, bmc: Bmc, host: Host, operation: Operation, *, soft: bool) -> bool:
-        """Return True when the host is off, False when that is no longer wanted."""
-        if self._is_off(bmc):
-            return True
-        if soft:
-            bmc.power_off(soft=True)
-            if self._wait_for_off(bmc, self._soft_shutdown_limit):
-                return True
-            log.warning("soft shutdown took too long, switching off", host=host.name)
-            # It may have been on its way into the network when it was asked: then it saw no
-            # power button, and its agent may be writing by now.
-            if not self._is_still_netbooting(operation):
-                return False
-        bmc.power_off(soft=False)
-        if not self._wait_for_off(bmc, POWER_LIMIT):
-            raise DeviceError(
-                f"host {host.name} did not switch off",
-                host=host.name,
-                expected=f"off within {POWER_LIMIT.seconds} s",
-                found="its BMC acknowledged and reports it on",
-                hint="look at the BMC; it may need a cold reset",
-            )
-        return True
+    def _begin_reset(self, operation: Operation) -> bool:
+        """Note a reset before it is done; False when one was noted before.
 
-    def _is_still_netbooting(self, operation: Operation) -> bool:
-        def ask() -> bool:
-            with self._store.read() as tx:
-                return tx.operation(operation.id).phase is Phase.NETBOOTING
-
-        # A database that is away is not a BMC that failed.
-        return self._patiently(ask)
-
-    def _is_off(self, bmc: Bmc) -> bool:
-        return all(bmc.power() is PowerState.OFF for _ in range(OFF_READS))
-
-    def _wait_for_off(self, bmc: Bmc, limit: timedelta) -> bool:
-        end = self._clock() + limit
-        while self._clock() < end:
-            if self._is_off(bmc):
-                return True
-            self._pause(POLL_S)
-        return False
-
-    def _power_on(self, bmc: Bmc, host: Host) -> None:
-        if bmc.power() is PowerState.ON:
-            return
-        bmc.power_on()
-        end = self._clock() + POWER_LIMIT
-        while self._clock() < end:
-            if bmc.power() is PowerState.ON:
-                return
-            self._pause(POLL_S)
-        raise DeviceError(
-            f"host {host.name} did not switch on",
-            host=host.name,
-            expected=f"on within {POWER_LIMIT.seconds} s",
-            found="its BMC acknowledged and reports it off",
-        )
-
-    def _set_next_boot(self, bmc: Bmc, host: Host, effect: SetNextBoot) -> None:
-        bmc.set_next_boot(
-            effect.device,
-            persistent=effect.rung >= RUNG_LAST,
-            uefi=host.firmware is not None and host.firmware.is_uefi,
-            hold_timer=effect.rung == 1,
-        )
-
-    def _return_to_disk(self, bmc: Bmc, host: Host, operation: Operation) -> None:
-        """Clear a network boot and let the host run its own system again.
-
-        A host that never left its old system is not restarted: nothing of ours runs on it.
-        Nor is one whose agent has been silent for long: its last word may have been lost,
-        and a reset would hit the host's own system at work.
+        Whether it was carried out cannot be seen: rather none at all, after a crash, than a
+        second one, which would hit the host's own system.
         """
-        last = RUNG_LAST if operation.rung >= RUNG_LAST else 0
-        self._set_next_boot(bmc, host, SetNextBoot(BootDevice.DISK, last))
-        if bmc.power() is PowerState.OFF:
-            bmc.power_on()
-        elif self._transitions.limits.is_in_ramdisk(operation, self._clock()):
-            # The agent restarts by itself when it gives up; this is for one that hangs then.
-            self._reset_once(bmc, operation)
-
-    def _reset_once(self, bmc: Bmc, operation: Operation) -> None:
-        # Whether a reset was carried out cannot be seen, so it is noted before: rather none
-        # at all, after a crash, than a second one, which would hit the host's own system.
-        if RESET_AT not in operation.evidence:
-            self._patiently(lambda: self._note_reset(operation))
-            bmc.reset()
+        if RESET_AT in operation.evidence:
+            return False
+        self._patiently(lambda: self._note_reset(operation))
+        return True
 
     def _note_reset(self, operation: Operation) -> None:
         with self._store.begin() as tx:
@@ -342,8 +285,23 @@ def is_wanted(effect: Effect, generation: int, operation: Operation, host: Host)
     return operation.phase is Phase.NETBOOTING or towards_disk
 
 
+def _login_refused(error: BmcAuthFailed, host: Host, effect: Effect) -> BmcAuthFailed:
+    hint = f"provisioner host change {host.name} --bmc-user U --bmc-password-file F"
+    if not (isinstance(effect, PowerOff) and effect.soft):
+        hint += f"; then provisioner host power {host.name} on, for it may be off"
+    return BmcAuthFailed(
+        f"the BMC of host {host.name} refused the credentials",
+        host=host.name,
+        expected="a login",
+        found=error.message,
+        hint=hint,
+    )
+
+
 def _named(error: DeviceError, host: Host) -> DeviceError:
     """Return the same kind of error with the host's name and what to do next."""
+    if error.host is not None:
+        return error
     hint = error.hint
     if isinstance(error, BmcUnreachable) and host.bmc is not None:
         hint = f"check the cable and the address {host.bmc.address} of its BMC, then try again"

@@ -1,5 +1,10 @@
-"""What every `Bmc` must do, real or fake: `check_bmc` is for whoever writes another one."""
+"""What every `Bmc` must do, real or fake: `check_bmc` is for whoever writes another one.
 
+The scenarios pass against OpenIPMI's simulator, which nobody here wrote, and against the
+faulty BMC without a fault; so what the faults show is shown by a BMC that is one.
+"""
+
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,7 +12,10 @@ import pytest
 
 from provisioner.bmc.ipmi import IpmiPool
 from provisioner.core.contracts import Bmc, BmcPool
-from provisioner.core.model import BootDevice, PowerState
+from provisioner.core.model import BmcAddress, BootDevice, PowerState, Secret
+from provisioner.errors import BmcAuthFailed
+from tests.faulty_bmc.faults import Faults, Traits
+from tests.faulty_bmc.server import running_rack
 
 from .ipmi import running_ipmi_sim
 
@@ -37,6 +45,49 @@ def pool(tmp_path: Path) -> Iterator[BmcPool]:
     pool.close()
 
 
-def test_ipmi_over_a_real_server_keeps_the_contract(pool: BmcPool, tmp_path: Path) -> None:
-    with running_ipmi_sim(tmp_path / "bmc") as sim:
-        check_bmc(pool.bmc(sim.where()))
+@pytest.fixture(params=["ipmi_sim", "faulty_bmc"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BmcAddress]:
+    """A BMC without a fault, with ten sessions at most, whose host is off and obeys at once."""
+    if request.param == "ipmi_sim":
+        with running_ipmi_sim(tmp_path / "bmc") as sim:
+            yield sim.where()
+        return
+    with running_rack() as rack:
+        traits = Traits(post_seconds=0, shutdown_seconds=0, is_on=False)
+        yield rack.add(Faults(slots=10), traits).where()
+
+
+def ipmitool(where: BmcAddress, folder: Path, *arguments: str) -> str:
+    """Return what another IPMI client prints, with cipher suite 3."""
+    password_file = folder / "password"
+    password_file.write_text(where.password.reveal())
+    command = ["ipmitool", "-I", "lanplus", "-C", "3", "-H", where.address, "-p", str(where.port)]
+    command += ["-U", where.user, "-f", str(password_file), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    return done.stdout
+
+
+def test_ipmi_over_a_real_server_keeps_the_contract(pool: BmcPool, where: BmcAddress) -> None:
+    check_bmc(pool.bmc(where))
+
+
+def test_another_client_sees_what_was_done_and_is_seen(
+    pool: BmcPool, where: BmcAddress, tmp_path: Path
+) -> None:
+    pool.bmc(where).power_on()
+    assert "Power is on" in ipmitool(where, tmp_path, "power", "status")
+    ipmitool(where, tmp_path, "power", "off")
+    assert pool.bmc(where).power() is PowerState.OFF
+
+
+def test_wrong_credentials_are_told_apart_from_a_dead_bmc(pool: BmcPool, where: BmcAddress) -> None:
+    for user, password in (("admin", "wrong"), ("nobody", where.password.reveal())):
+        wrong = BmcAddress(where.address, where.port, user, Secret(password))
+        with pytest.raises(BmcAuthFailed):
+            pool.bmc(wrong).power()
+    assert pool.bmc(where).power() is PowerState.OFF
+
+
+def test_more_exchanges_than_it_has_sessions_all_succeed(pool: BmcPool, where: BmcAddress) -> None:
+    for _ in range(25):
+        assert pool.bmc(where).power() is PowerState.OFF

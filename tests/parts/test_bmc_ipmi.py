@@ -14,6 +14,7 @@ from provisioner.bmc.quirks import QUIRKS
 from provisioner.core.model import BootDevice, PowerState
 from provisioner.errors import (
     BmcAuthFailed,
+    BmcBusy,
     BmcRejected,
     BmcUnreachable,
     DeviceError,
@@ -126,8 +127,8 @@ def test_field_16_a_silent_bmc_is_given_up_at_the_deadline(sim: IpmiSim, tmp_pat
         started = time.monotonic()
         with pytest.raises(BmcUnreachable):
             pool.bmc(sim.where()).power()
-        assert 0.9 < time.monotonic() - started < 4
-        assert pool.workers.pids() == []
+        assert 0.7 < time.monotonic() - started < 4
+        assert len(pool.workers.pids()) == 1  # it logs out by itself, and is not killed for it
         sim.resume()
         assert pool.bmc(sim.where()).power() is PowerState.OFF
     finally:
@@ -176,7 +177,7 @@ def test_a_busy_bmc_is_waited_for_no_longer_than_allowed(
     try:
         with (
             bmc_lock(locks, where.address, where.port, timedelta(0)),
-            pytest.raises(BmcUnreachable, match="busy"),
+            pytest.raises(BmcBusy, match="busy"),
         ):
             pool.bmc(where).power()
         pool.bmc(where).power()
@@ -205,7 +206,7 @@ def test_a_bmc_is_locked_under_one_name_however_its_address_is_written() -> None
         (
             "failed",
             "Insufficient resources to create new session (wait for existing sessions to timeout)",
-            BmcUnreachable,
+            BmcBusy,
         ),
         ("crashed", "KeyError", BmcUnreachable),
         ("refused", "Insufficient privilege level", BmcRejected),

@@ -5,8 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,7 +14,8 @@ import pytest
 from provisioner.bmc.ipmi import IpmiPool
 from provisioner.bmc.workers import Workers
 from provisioner.core.model import BmcAddress, PowerState
-from provisioner.errors import BmcUnreachable
+from provisioner.errors import BmcBusy, BmcUnreachable
+from tests.parts.processes import children, is_gone, until
 
 from .ipmi import PASSWORD, IpmiSim, running_ipmi_sim, running_relay
 
@@ -74,27 +74,6 @@ def _client(locks: Path, ports: list[int], exchanges: int) -> subprocess.Popen[s
     return client
 
 
-def _until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come to hold in time"
-        time.sleep(0.02)
-
-
-def _children(pid: int) -> list[int]:
-    listed: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        listed += [int(child) for child in task.read_text().split()]
-    return listed
-
-
-def _is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
 def _exchange_in_background(
     pool: IpmiPool, where: BmcAddress
 ) -> tuple[threading.Thread, list[object]]:
@@ -138,12 +117,12 @@ def test_a_worker_killed_in_an_exchange_fails_that_exchange_alone(
         [worker] = pool.workers.pids()
         sim.pause()
         thread, results = _exchange_in_background(pool, sim.where())
-        _until(lambda: len(_children(worker)) == 1)
-        [child] = _children(worker)
+        until(lambda: len(children(worker)) == 1)
+        [child] = children(worker)
         os.kill(worker, 9)
         thread.join(KILLED_SECONDS)
         assert isinstance(results[0], BmcUnreachable)
-        _until(lambda: _is_gone(child), KILLED_SECONDS)
+        until(lambda: is_gone(child), KILLED_SECONDS)
         sim.resume()
         assert pool.bmc(sim.where()).power() is PowerState.OFF
         assert pool.workers.pids() != [worker]
@@ -160,8 +139,8 @@ def test_a_killed_child_fails_its_exchange_and_its_worker_goes_on(
         [worker] = pool.workers.pids()
         sim.pause()
         thread, results = _exchange_in_background(pool, sim.where())
-        _until(lambda: len(_children(worker)) == 1)
-        os.kill(_children(worker)[0], 9)
+        until(lambda: len(children(worker)) == 1)
+        os.kill(children(worker)[0], 9)
         thread.join(KILLED_SECONDS)
         assert isinstance(results[0], BmcUnreachable)
         sim.resume()
@@ -174,12 +153,12 @@ def test_a_killed_child_fails_its_exchange_and_its_worker_goes_on(
 def test_a_dead_parent_leaves_no_worker_and_no_child(sim: IpmiSim, tmp_path: Path) -> None:
     sim.pause()
     client = _client(tmp_path / "locks", [sim.port], 1)
-    _until(lambda: any(_children(worker) for worker in _children(client.pid)))
-    [worker] = _children(client.pid)
-    [child] = _children(worker)
+    until(lambda: any(children(worker) for worker in children(client.pid)))
+    [worker] = children(client.pid)
+    [child] = children(worker)
     client.kill()
     client.communicate()
-    _until(lambda: _is_gone(worker) and _is_gone(child), KILLED_SECONDS)
+    until(lambda: is_gone(worker) and is_gone(child), KILLED_SECONDS)
 
 
 def test_pyghmi_starts_no_thread(sim: IpmiSim, tmp_path: Path) -> None:
@@ -189,9 +168,9 @@ def test_pyghmi_starts_no_thread(sim: IpmiSim, tmp_path: Path) -> None:
     try:
         with running_relay(sim.port) as relay:
             thread, _ = _exchange_in_background(pool, sim.where(port=relay.port))
-            _until(lambda: relay.seen > 0)
+            until(lambda: relay.seen > 0)
             [worker] = pool.workers.pids()
-            [child] = _children(worker)
+            [child] = children(worker)
             assert len(list(Path(f"/proc/{child}/task").iterdir())) == 1
             sim.resume()
             thread.join(10)
@@ -205,11 +184,11 @@ def test_closing_the_pool_ends_an_exchange_under_way(sim: IpmiSim, tmp_path: Pat
     [worker] = pool.workers.pids()
     sim.pause()
     thread, results = _exchange_in_background(pool, sim.where())
-    _until(lambda: len(_children(worker)) == 1)
+    until(lambda: len(children(worker)) == 1)
     pool.close()
     thread.join(10)
     assert isinstance(results[0], BmcUnreachable)
-    assert _is_gone(worker)
+    assert is_gone(worker)
     with pytest.raises(BmcUnreachable):
         pool.bmc(sim.where()).power()
 
@@ -223,8 +202,8 @@ def test_field_21_the_password_is_in_no_argument_and_no_environment(
         [worker] = pool.workers.pids()
         sim.pause()
         thread, _ = _exchange_in_background(pool, sim.where())
-        _until(lambda: len(_children(worker)) == 1)
-        for pid in (worker, *_children(worker)):
+        until(lambda: len(children(worker)) == 1)
+        for pid in (worker, *children(worker)):
             for part in ("cmdline", "environ"):
                 assert PASSWORD.encode() not in Path(f"/proc/{pid}/{part}").read_bytes()
             assert Path(f"/proc/{pid}/environ").read_bytes() == b""
@@ -239,6 +218,7 @@ def test_field_21_the_password_is_in_no_argument_and_no_environment(
 def test_a_worker_is_replaced_after_its_share_of_exchanges() -> None:
     workers = Workers(exchanges_max=2)
     request = {"address": "127.0.0.1", "port": 1, "user": "u", "password": "p", "arguments": {}}
+    request["seconds"] = 5
     pids = []
     try:
         for _ in range(4):
@@ -257,7 +237,7 @@ def test_no_more_workers_than_allowed_are_lent() -> None:
     try:
         with (
             workers.lent(timedelta(seconds=5)),
-            pytest.raises(BmcUnreachable, match="free"),
+            pytest.raises(BmcBusy, match="free"),
             workers.lent(timedelta(seconds=0.1)),
         ):
             pass

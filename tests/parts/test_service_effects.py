@@ -13,9 +13,15 @@ from provisioner.core.effects import Effect, PowerOff, PowerOn, ReturnToDisk, Se
 from provisioner.core.guard import TicketPermit
 from provisioner.core.lifecycle import AGENT_SILENCE_LIMIT, IN_RAMDISK_FOR, LIMIT, RUNG_LAST, E
 from provisioner.core.model import BootDevice, HostState, Kind, Operation, Phase
-from provisioner.service.performer import ATTEMPTS_MAX, OFF_READS, POWER_LIMIT, Performer
+from provisioner.service.performer import (
+    ATTEMPTS_MAX,
+    RETURN_PATIENCE,
+    RETURN_PAUSE_S,
+    Performer,
+)
 from provisioner.service.recovery import Recovery
 from provisioner.service.transitions import Transitions
+from provisioner.service.wishes import OFF_READS, POWER_LIMIT
 from provisioner.service.worker import Worker
 from provisioner.store.durable import DbosEffectQueue, DbosEffectWorker
 from provisioner.store.engine import open_engine
@@ -117,9 +123,13 @@ def test_a_silent_bmc_is_tried_a_few_times_and_fails_the_operation(
     error = error_of(site, operation)
     assert error["code"] == "bmc_unreachable"
     assert "127.0.1.1" in str(error["hint"])
-    # As often again for the wish to leave the host on its disk.
     assert site.bmc().exchanges[:ATTEMPTS_MAX] == ["power"] * ATTEMPTS_MAX
-    assert len(site.bmc().exchanges) == 2 * ATTEMPTS_MAX
+    # The host may be off for our sake, so the wish to leave it on its disk lasts longer; each
+    # attempt at it tells the host to be on, too.
+    left = site.bmc().exchanges[ATTEMPTS_MAX:]
+    attempts = RETURN_PATIENCE.total_seconds() / RETURN_PAUSE_S
+    assert attempts <= left.count("power_on") <= attempts + ATTEMPTS_MAX
+    assert left == ["next_boot disk once", "power_on"] * left.count("power_on")
     assert site.hosts.show("r1n1").state is HostState.ENROLLED
 
 
@@ -155,7 +165,7 @@ def test_a_bmc_that_lies_about_power_off_is_found_out(site: Site, operation: Ope
     error = error_of(site, operation)
     assert "did not switch off" in str(error["message"])
     assert "reports it on" in str(error["found"])
-    limit = SOFT_SHUTDOWN + ATTEMPTS_MAX * (SOFT_SHUTDOWN + POWER_LIMIT)
+    limit = (2 + ATTEMPTS_MAX) * SOFT_SHUTDOWN + ATTEMPTS_MAX * POWER_LIMIT
     assert site.clock() - began_at < limit
     assert BootDevice.NETWORK not in site.bmc().booted
 
@@ -182,8 +192,9 @@ def test_field_13_a_bmc_that_forgets_the_boot_device_climbs_the_ladder(
     site.pass_(NETBOOTING)
     assert site.phase(operation) is Phase.FAILED
     assert error_of(site, operation)["code"] == "netbooting_timed_out"
-    # The persistent override is cleared; the old system runs, and is not restarted again.
-    assert bmc.changes()[before:] == ["next_boot disk persistent"]
+    # The persistent override is cleared; the old system runs, and is not restarted again. It
+    # is told to be on, which it is.
+    assert bmc.changes()[before:] == ["next_boot disk persistent", "power_on"]
     assert set(bmc.booted) == {BootDevice.DISK}
     assert bmc.is_on
     assert site.hosts.show("r1n1").state is HostState.ENROLLED
@@ -306,7 +317,7 @@ def test_a_host_whose_agent_fell_silent_is_not_restarted(site: Site, operation: 
     site.pass_(AGENT_SILENCE_LIMIT)
     assert site.phase(operation) is Phase.FAILED
     assert error_of(site, operation)["code"] == "preparing_timed_out"
-    assert site.bmc().changes()[-2:] == ["power_on", "next_boot disk once"]
+    assert site.bmc().changes()[-2:] == ["next_boot disk once", "power_on"]
     assert site.bmc().booted == [BootDevice.NETWORK]
 
 
@@ -324,7 +335,7 @@ def test_a_host_whose_agent_says_that_it_gives_up_is_restarted(
     assert site.bmc().changes()[-2:] == ["next_boot disk once", "reset"]
     site.clock.pass_(1)
     site.performer.perform(outgoing(site.at(operation), ReturnToDisk()))
-    assert site.bmc().changes()[-2:] == ["reset", "next_boot disk once"]
+    assert site.bmc().changes()[-3:] == ["reset", "next_boot disk once", "power_on"]
 
 
 def test_a_host_that_was_never_reached_is_not_restarted(site: Site) -> None:
@@ -333,7 +344,7 @@ def test_a_host_that_was_never_reached_is_not_restarted(site: Site) -> None:
     site.operations.cancel(operation.id, actor=ACTOR)
     site.outbox.waiting.pop(0)  # the PowerOff, which a worker had no time for
     site.perform()
-    assert site.bmc().changes() == ["next_boot disk once"]
+    assert site.bmc().changes() == ["next_boot disk once", "power_on"]
     assert site.bmc().booted == []
 
 
@@ -393,7 +404,7 @@ def test_the_worker_carries_a_deployment_on_the_durable_queue(site: Site) -> Non
         site.clock.pass_(LIMIT[Phase.PREPARING].total_seconds())
         # A jump of the clock is taken for an outage, so the rest of it passes in steps.
         until(lambda: has_failed_later(site, operation))
-        until(lambda: site.bmc().changes()[-1] == "next_boot disk once")
+        until(lambda: site.bmc().changes()[-2:] == ["next_boot disk once", "power_on"])
         assert site.bmc().booted == [BootDevice.NETWORK], "its agent was silent: it may be home"
     finally:
         stop.set()

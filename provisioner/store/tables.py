@@ -18,6 +18,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    TextClause,
     TypeDecorator,
     text,
 )
@@ -88,6 +89,12 @@ IN_FLIGHT: Final = text(
         ", ".join(f"'{phase}'" for phase in sorted(set(Phase) - FINAL - {Phase.QUEUED}))
     )
 )
+
+
+def _where(name: str, column: str, condition: TextClause, *, unique: bool = False) -> Index:
+    """Return an index of the rows that fulfil a condition."""
+    return Index(name, column, unique=unique, sqlite_where=condition, postgresql_where=condition)
+
 
 hosts: Final = Table(
     "hosts",
@@ -163,44 +170,13 @@ operations: Final = Table(
     # Not part of the Operation: set once, when the agent fetched its seed.
     Column("seed_taken_at", Moment),
     # At most one unfinished operation per host, whatever a race would like.
-    Index(
-        "ux_operations_one_open_per_host",
-        "host_id",
-        unique=True,
-        sqlite_where=UNFINISHED,
-        postgresql_where=UNFINISHED,
-    ),
+    _where("ux_operations_one_open_per_host", "host_id", UNFINISHED, unique=True),
     Index("ix_operations_of_host", "host_id", "requested_at"),
-    Index(
-        "ix_operations_overdue",
-        "deadline_at",
-        sqlite_where=text("deadline_at IS NOT NULL"),
-        postgresql_where=text("deadline_at IS NOT NULL"),
-    ),
-    Index(
-        "ix_operations_to_follow",
-        "follow_up_at",
-        sqlite_where=text("follow_up_at IS NOT NULL"),
-        postgresql_where=text("follow_up_at IS NOT NULL"),
-    ),
-    Index(
-        "ix_operations_in_flight",
-        "id",
-        sqlite_where=IN_FLIGHT,
-        postgresql_where=IN_FLIGHT,
-    ),
-    Index(
-        "ix_operations_started",
-        "started_at",
-        sqlite_where=text("started_at IS NOT NULL"),
-        postgresql_where=text("started_at IS NOT NULL"),
-    ),
-    Index(
-        "ix_operations_failed",
-        "ended_at",
-        sqlite_where=text("phase = 'failed'"),
-        postgresql_where=text("phase = 'failed'"),
-    ),
+    _where("ix_operations_overdue", "deadline_at", text("deadline_at IS NOT NULL")),
+    _where("ix_operations_to_follow", "follow_up_at", text("follow_up_at IS NOT NULL")),
+    _where("ix_operations_in_flight", "id", IN_FLIGHT),
+    _where("ix_operations_started", "started_at", text("started_at IS NOT NULL")),
+    _where("ix_operations_failed", "ended_at", text("phase = 'failed'")),
 )
 
 # Who asked for which hosts, once for all operations of the request: a thousand ids in each
@@ -267,13 +243,7 @@ api_tokens: Final = Table(
     Column("created_at", Moment, nullable=False),
     Column("expires_at", Moment),
     Column("revoked_at", Moment),
-    Index(
-        "ux_api_tokens_one_valid_per_name",
-        "name",
-        unique=True,
-        sqlite_where=text("revoked_at IS NULL"),
-        postgresql_where=text("revoked_at IS NULL"),
-    ),
+    _where("ux_api_tokens_one_valid_per_name", "name", text("revoked_at IS NULL"), unique=True),
 )
 
 replies: Final = Table(

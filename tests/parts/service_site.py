@@ -334,12 +334,9 @@ def running_site(
     transitions = Transitions(clock, derived, limits(), TICKET_LIFETIME, policy=policy, guard=guard)
     recovery = Recovery(store, transitions, archive, clock)
     shelf = Ramdisks(ramdisks)
-    high_water = HighWater(
-        store, clock, MarkFile(mark or Path(f"{url.removeprefix('sqlite:///')}.mark"))
-    )
-    performer = Performer(
-        store, transitions, pool, clock, soft_shutdown_limit=SOFT_SHUTDOWN, pause=clock.pass_
-    )
+    mark = mark or Path(f"{url.removeprefix('sqlite:///')}.mark")
+    high_water = HighWater(store, clock, MarkFile(mark))
+    performer = _performer(store, transitions, pool, clock)
     leases: dict[str, frozenset[str]] = {}
     addresses = Addresses(lambda: leases, own=("127.0.0.1",))
     site = Site(
@@ -379,6 +376,14 @@ def running_site(
         yield site
     finally:
         store.close()
+
+
+def _performer(
+    store: SqlStore, transitions: Transitions, pool: FakeBmcPool, clock: SetClock
+) -> Performer:
+    return Performer(
+        store, transitions, pool, clock, soft_shutdown_limit=SOFT_SHUTDOWN, pause=clock.pass_
+    )
 
 
 def _agents(

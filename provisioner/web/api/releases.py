@@ -14,17 +14,15 @@ from provisioner.core.model import Channel, ReleaseRow, ReleaseTest
 from provisioner.errors import NotFound
 
 from .auth import Verb, actor, needs
-from .schemas import (
-    ChannelIn,
+from .release_schemas import (
     ChannelOut,
     ChannelsOut,
     ReleaseDetailOut,
     ReleaseOut,
     ReleasesOut,
-    ReleasesQuery,
     ReleaseTestsOut,
-    RevocationIn,
 )
+from .schemas import ChannelIn, ReleasesQuery, RevocationIn
 from .services import ApiServices
 
 Shown = dict[str, Any]

@@ -7,7 +7,6 @@ variable that names a folder, and in that folder a file that nobody makes by mis
 """
 
 import fcntl
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -127,7 +126,9 @@ class Failpoints:
         except FileNotFoundError:
             return  # another process was first
         log.critical("FAILPOINT", point=str(armed))
-        os.kill(os.getpid(), armed.action.signal)
+        # To this thread, which then does not take another step: a signal to the process is
+        # delivered to any of its threads, and this one would go on until that has stopped it.
+        signal.pthread_kill(threading.get_ident(), armed.action.signal)
 
 
 def find_failpoints(value: str | None) -> Failpoints | None:

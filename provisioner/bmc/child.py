@@ -45,6 +45,9 @@ RESET_REPLY_SECONDS: Final = 600.0
 PROOF_REFUSED: Final = 0x0F
 LOGGED_IN: Final = "ESTABLISHED"
 
+# Longer than any exchange; the service names a moment that is sooner.
+LONGEST_SECONDS: Final = 600.0
+
 PR_SET_PDEATHSIG: Final = 1
 REQUEST_BYTES_MAX: Final = 4096
 
@@ -279,9 +282,11 @@ def _be_the_child(line: bytes, deadline: Deadline, write_end: int, parent: int) 
     try:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         request = json.loads(line)
+        # Who names no moments is not the service, and asks for an exchange without any.
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        is_late = now > request["begin_by"]
-        if os.getppid() == parent and not is_late and _ends_at(request["until"]):
+        is_late = now > request.get("begin_by", now)
+        lives = os.getppid() == parent  # else it died before the first line took effect
+        if lives and not is_late and _ends_at(request.get("until", now + LONGEST_SECONDS)):
             os.write(write_end, json.dumps(exchange(request, deadline)).encode() + b"\n")
     finally:
         os._exit(0)

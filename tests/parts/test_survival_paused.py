@@ -12,7 +12,7 @@ import pytest
 from provisioner.errors import BmcUnreachable
 from provisioner.service.fence import LOOK_HOLDS, NO_LIMIT, CarefulBmc, Fence, Overtaken
 from tests.parts.fake_bmc import FakeBmc
-from tests.parts.rack import INTO_NETWORK, Rack, request, running_rack
+from tests.parts.rack import INTO_NETWORK, Rack, patiently, request, running_rack
 from tests.parts.served_lives import HOST, until
 
 # Longer than any look holds.
@@ -37,14 +37,14 @@ def cancelled_while_frozen(rack: Rack, armed: str) -> list[str]:
             until(rack.lives.has_fired, "the worker frozen")
             worker = rack.lives.pid_of("prov-worker")
             before = len(rack.host.happened())
-            assert client.cancel(operation)["phase"] == "cancelled"
+            assert patiently(lambda: client.cancel(operation))["phase"] == "cancelled"
             time.sleep(FROZEN_S)
             os.kill(worker, signal.SIGCONT)
             until(lambda: rack.in_queue() == 0, "the end of all effects")
-            ended = client.operation(operation)
+            ended = patiently(lambda: client.operation(operation))
             assert (ended["phase"], ended["error"]) == ("cancelled", None)
-            assert client.host(HOST)["operation"] is None
-            assert client.verify_audit() > 0
+            assert patiently(lambda: client.host(HOST))["operation"] is None
+            assert patiently(client.verify_audit) > 0
             assert rack.lives.pid_of("prov-worker") == worker, "it was not even restarted"
         return rack.host.happened()[before:]
     finally:

@@ -231,6 +231,8 @@ class SimulatedHost:
         }
         told = self._call("phone-home", lambda: body, where="report")
         self.said.append("is accepted" if told else "is not accepted")
+        if told is None:
+            self.system = OLD  # told that its nonce is spent, a reporter forgets it
 
     def _call(
         self, name: str, body: Callable[[], Any], token: str = "", where: str = "agent"

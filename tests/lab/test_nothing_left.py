@@ -42,6 +42,8 @@ def test_ctrl_c_ends_the_service_with_its_dnsmasq(tmp_path: Path) -> None:
         process = subprocess.Popen(
             [
                 *lab.nsenter_argv(),
+                # Whatever runs the tests in the background lets its children ignore SIGINT.
+                *("env", "--default-signal=INT"),
                 *(sys.executable, "-m", "provisioner", "serve", "--config", str(site.config)),
                 *("--only", "boot,tftp,dhcp,worker", "--ready-file", str(ready)),
             ],

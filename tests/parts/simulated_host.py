@@ -66,8 +66,9 @@ class SimulatedHost:
     behave: str = "deploy"
     system: str = OLD
     said: list[str] = field(default_factory=list)
-    # How long an agent that gave up waits before it restarts by itself.
-    patience_s: float = 3.0
+    # How long an agent that gave up waits before it restarts by itself. Longer than a worker
+    # takes to be started again: a real host takes as long to come up.
+    patience_s: float = 8.0
     # Called with each call of its agent before it is made.
     on_call: Callable[[str], None] = lambda _name: None
     _power_ons: int = 0

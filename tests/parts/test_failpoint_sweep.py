@@ -82,8 +82,10 @@ def run(rack: Rack, scenario: Scenario, armed: str | None) -> str | None:
 
             def over() -> bool:
                 ended = patiently(lambda: client.operation(operation))["is_final"]
-                at_home = "boots its disk" in rack.host.said
-                return bool(ended) and at_home and rack.in_queue() == 0
+                # A new system reports until it is answered, perhaps after the end.
+                is_new = scenario.phase == "succeeded" and "stops at seed" not in rack.host.said
+                home = "is accepted" if is_new else "boots its disk"
+                return bool(ended) and home in rack.host.said and rack.in_queue() == 0
 
             until(over, "the end", RUN_LIMIT_S)
             judge(rack, scenario, client, operation, armed, rows_before)

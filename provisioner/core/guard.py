@@ -260,7 +260,7 @@ def why_not_begun(operation: Operation, host: Host) -> str | None:
 
 
 # Failures that say nothing against going on: a person stopped them on purpose.
-_NOT_COUNTED: Final = frozenset({"release_revoked"})
+_NOT_COUNTED: Final = frozenset({"release_revoked", "database_restored"})
 
 
 def why_breaker_opens(failures: Sequence[Failure], rules: Rules) -> str | None:

@@ -147,8 +147,9 @@ FAILURES: Final[Mapping[str, Failure]] = {
     # The release was not even begun.
     "queued_timed_out": Failure(blames_release=False),
 }  # fmt: skip
-# A person flagged the host while the operation waited: what follows is theirs.
-A_PERSONS: Final = "host_refused"
+# A person flagged the host while the operation waited, or reconciled a restored database:
+# what follows is theirs.
+A_PERSONS: Final = ("host_refused", "database_restored")
 _ANY: Final = Failure()
 
 
@@ -335,4 +336,4 @@ class _Case:
 
 def _is_a_persons(operation: Operation, host: Host) -> bool:
     # Whoever flags a host takes it over, in whatever state it is.
-    return host.why_not_rebuilt is not None or _code_of(operation) == A_PERSONS
+    return host.why_not_rebuilt is not None or _code_of(operation) in A_PERSONS

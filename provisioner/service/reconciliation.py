@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from typing import Final
 
 from provisioner.core.contracts import Clock, Sighting, Store, Tx
@@ -13,9 +14,11 @@ from provisioner.core.lifecycle import HostEvent as H
 from provisioner.core.model import FINAL, Host, HostId, Json, Operation, Phase
 from provisioner.errors import Conflict
 
+from .follow_ups import drop
 from .transitions import Transitions
 
 HOSTS_PAGE: Final = 1000
+_EVER: Final = datetime.max.replace(tzinfo=UTC)
 _OPEN: Final = [phase for phase in Phase if phase not in FINAL]
 
 
@@ -87,6 +90,11 @@ class Reconciliation:
             now = self._clock()
             for one in plan.hosts:
                 self._carry_out(tx, one, actor)
+            # Decided from what was true before the backup; a person asks anew.
+            while waiting := tx.due_follow_ups(_EVER):
+                for old in waiting:
+                    why = "the database was restored"
+                    drop(tx, old, tx.host(old.host_id), why, actor, now)
             tx.reconcile_sightings(now)
             detail: Json = {
                 "plan": digest,

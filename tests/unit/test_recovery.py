@@ -21,6 +21,7 @@ from provisioner.core.model import (
     ReleaseRow,
 )
 from provisioner.core.recovery import (
+    A_PERSONS,
     ATTEMPTS_LIMIT,
     FAILURES,
     Cause,
@@ -96,6 +97,7 @@ EXPECTED = {
     **dict.fromkeys(SAME_AGAIN, (LAST, LAST)),
     **dict.fromkeys(DOUBTFUL, (HANDS_OFF, HANDS_OFF)),
     "host_refused": (NEVER, NEVER),
+    "database_restored": (NEVER, NEVER),
 }
 
 
@@ -144,7 +146,7 @@ def test_every_failure_with_a_rule_of_its_own_is_expected_here() -> None:
     assert set(FAILURES) <= set(EXPECTED)
 
 
-@pytest.mark.parametrize("code", [code for code in EXPECTED if code != "host_refused"])
+@pytest.mark.parametrize("code", [code for code in EXPECTED if code not in A_PERSONS])
 @pytest.mark.parametrize("attempts_max", [1, 3])
 def test_the_way_back_is_taken_once_and_then_comes_quarantine(code: str, attempts_max: int) -> None:
     back = failed(code, Chain(1, attempts_max, Cause.ROLLBACK, OperationId("op_0")), release=GOOD)

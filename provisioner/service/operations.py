@@ -21,10 +21,11 @@ from provisioner.core.releases import check_present, check_standing
 from provisioner.core.trust import check_version_floor
 from provisioner.errors import Conflict, NotFound
 
+from .chance import new_operation_id
 from .follow_ups import supersede
 from .lookup import channel_in, find_release, host_named, version_floor
 from .observing import check_acting
-from .queueing import new_operation, queue
+from .queueing import NewId, new_operation, queue
 from .requests import (
     check_can_be_proven,
     check_may_deploy,
@@ -49,12 +50,14 @@ class Operations:
         clock: Clock,
         newest_ramdisk: Callable[[], str],
         archive: Archive,
+        new_id: NewId = new_operation_id,
     ) -> None:
         self._store = store
         self._transitions = transitions
         self._clock = clock
         self._newest_ramdisk = newest_ramdisk
         self._archive = archive
+        self._new_id = new_id
 
     def request_deployment(
         self, hosts: Sequence[str], release: str, *, options: Json, actor: str
@@ -209,6 +212,7 @@ class Operations:
             actor=actor,
             now=self._clock(),
             limits=self._transitions.limits,
+            new_id=self._new_id,
         )
 
     def _attempts(self, options: Json) -> Chain:

@@ -1,14 +1,17 @@
 """Makes a queued operation and saves it with its host's new generation. Checks nothing."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
 from provisioner.core.contracts import Tx
 from provisioner.core.lifecycle import Limits
-from provisioner.core.model import Event, Host, Json, Kind, Operation, Phase
+from provisioner.core.model import Event, Host, Json, Kind, Operation, OperationId, Phase
 
 from .chance import new_operation_id
 from .observing import check_acting
+
+NewId = Callable[[datetime], OperationId]
 
 
 def new_operation(
@@ -21,10 +24,11 @@ def new_operation(
     actor: str,
     now: datetime,
     limits: Limits,
+    new_id: NewId = new_operation_id,
 ) -> Operation:
     """Return a queued operation on a host, as its next generation."""
     return Operation(
-        id=new_operation_id(now),
+        id=new_id(now),
         host_id=host.id,
         kind=kind,
         phase=Phase.QUEUED,

@@ -23,8 +23,9 @@ from provisioner.core.recovery import (
 from provisioner.errors import DeviceError, NotFound, ProvisionerError, Unavailable
 
 from .agent_orders import pinned_profile
+from .chance import new_operation_id
 from .follow_ups import RECOVERY, drop, facts_of, operations_of, taken
-from .queueing import new_operation, queue
+from .queueing import NewId, new_operation, queue
 from .requests import check_can_be_proven
 from .seeds import check_renders_for
 from .selections import select_hosts
@@ -42,12 +43,18 @@ class Recovery:
     transaction, whether a release is still trusted."""
 
     def __init__(
-        self, store: Store, transitions: Transitions, archive: Archive, clock: Clock
+        self,
+        store: Store,
+        transitions: Transitions,
+        archive: Archive,
+        clock: Clock,
+        new_id: NewId = new_operation_id,
     ) -> None:
         self._store = store
         self._transitions = transitions
         self._archive = archive
         self._clock = clock
+        self._new_id = new_id
 
     def take_due(self) -> None:
         """Take every follow-up that is due. One that fails does not keep the others.
@@ -123,6 +130,7 @@ class Recovery:
             actor=RECOVERY,
             now=now,
             limits=self._transitions.limits,
+            new_id=self._new_id,
         )
         queue(tx, host, following)
         taken(tx, operation, following)

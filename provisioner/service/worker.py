@@ -5,8 +5,8 @@ durable queue beside it. Nothing it needs is only in its memory, so it may die a
 """
 
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -17,10 +17,10 @@ from provisioner.core.contracts import Clock, EffectWorker, Store, Tx
 from provisioner.core.guard import HostRefused, Wait, authorise_ticket
 from provisioner.core.lifecycle import E, NotAllowed, deadline_event
 from provisioner.core.model import FINAL, Host, Json, Kind, Operation, OperationId, Phase
-from provisioner.core.profile import Health, health_of
+from provisioner.core.profile import Check, Health, health_of
 from provisioner.errors import ProvisionerError, Unavailable
 
-from .health import Finding, check_all
+from .health import CHECK_LIMIT_S, Finding, check_all
 from .performer import Performer
 from .recovery import Recovery
 from .sightings import HighWater
@@ -39,12 +39,17 @@ CHECK_EVERY: Final = timedelta(seconds=2)
 # and reporters try again after 30 s at the latest, so they are heard within OUTAGE_GRACE.
 OUTAGE: Final = timedelta(seconds=20)
 OUTAGE_GRACE: Final = timedelta(seconds=45)
+# How old what was seen may be when it is saved, besides the time that its checks may take: a
+# database may be waited for, but a worker that stood still has seen nothing.
+LOOK_LIMIT: Final = timedelta(seconds=20)
 CHECKERS_MAX: Final = 16
 BATCH_MAX: Final = 100
 # Of each group only the oldest are looked at; behind those that wait, all wait.
 PER_GROUP_MAX: Final = 50
 WAITING_LOOK: Final = timedelta(seconds=1)
 RECONCILER: Final = "reconciler"
+# Looks once at a host: its checks, where it answers, and what it said of itself.
+Examine = Callable[[Sequence[Check], str, Json], list[Finding]]
 
 
 class Worker:
@@ -58,16 +63,20 @@ class Worker:
         recovery: Recovery,
         *,
         high_water: HighWater | None = None,
+        examine: Examine = check_all,
+        checkers: Executor | None = None,
+        recoverer: Executor | None = None,
     ) -> None:
+        """`examine` looks at a host from outside, and `checkers` run it, so that a host that is
+        slow to answer holds up no other. `recoverer` takes follow-ups: the release archive may
+        be slow to answer, and deadlines are not to wait for it. By default these are threads."""
         self._store = store
         self._transitions = transitions
         self._performer = performer
         self._effects = effects
         self._clock = clock
         self._recovery = recovery
-        # A thread of its own: the release archive may be slow to answer, and deadlines are not
-        # to wait for it.
-        self._recoverer = ThreadPoolExecutor(1, thread_name_prefix="recovery")
+        self._recoverer = recoverer or ThreadPoolExecutor(1, thread_name_prefix="recovery")
         self._recovering: Future[None] | None = None
         self._guard = transitions.guard
         self._waits = Waits(store, transitions.guard, clock)
@@ -75,7 +84,8 @@ class Worker:
         self._next_start = clock()
         self._high_water = high_water
         self._next_mark = clock()
-        self._checkers = ThreadPoolExecutor(CHECKERS_MAX, thread_name_prefix="health")
+        self._examine = examine
+        self._checkers = checkers or ThreadPoolExecutor(CHECKERS_MAX, thread_name_prefix="health")
         self._checking: dict[OperationId, Future[None]] = {}
         self._next_check: dict[OperationId, datetime] = {}
         self._seen_at: datetime | None = None  # when everything could be looked at last
@@ -228,16 +238,34 @@ class Worker:
                 self._checking[operation.id] = self._checkers.submit(self.check, operation.id)
 
     def check(self, operation_id: OperationId) -> None:
-        """Make one round of checks and save what it means."""
+        """Make one round of checks and save what it means.
+
+        Judged by what is saved at that moment: another round may have ended before this one.
+        """
         try:
             with self._store.read() as tx:
                 operation = tx.operation(operation_id)
                 profile = tx.profile_revision(operation.pins.get("profile", ""))
             health = health_of(profile.document if profile else {})
             address = operation.evidence.get("address", "")
-            findings = check_all(health.checks, address, operation.evidence)
-            event, evidence = judge(operation, findings, health, self._clock())
-            self._apply(operation, event, evidence=evidence)
+            began_at = self._clock()
+            findings = self._examine(health.checks, address, operation.evidence)
+            with self._store.begin() as tx:
+                now = self._clock()
+                if now - began_at > LOOK_LIMIT + len(findings) * timedelta(seconds=CHECK_LIMIT_S):
+                    log.warning("health check came too late", operation=operation_id)
+                    return
+                event, evidence = judge(tx.operation(operation_id), findings, health, now)
+                self._transitions.apply(
+                    tx,
+                    operation_id,
+                    event,
+                    generation=operation.generation,
+                    actor=RECONCILER,
+                    evidence=evidence,
+                )
+        except NotAllowed as refusal:
+            log.info("decision overtaken", operation=operation_id, why=refusal.message)
         except ProvisionerError as error:
             log.warning("health check not saved", operation=operation_id, why=error.message)
 

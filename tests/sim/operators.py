@@ -1,0 +1,152 @@
+"""The people: they request deployments, change their minds, set flags and revoke releases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from provisioner.core.model import Json, Kind
+
+from .network import NoAnswer, Refused
+from .scheduler import Group
+
+if TYPE_CHECKING:
+    from .hosts import SimHost
+    from .network import Handler
+    from .world import World
+
+ACTOR: Final = "token:admin"
+LOOK_S: Final = (5.0, 15.0)
+TRIES_MAX: Final = 8
+
+
+class Operators:
+    """Everybody who asks the service for something. `busy` counts those with work left."""
+
+    def __init__(self, world: World, rounds: int, cancelled_share: float) -> None:
+        self._world = world
+        self._rounds = rounds
+        self._cancelled_share = cancelled_share
+        self._group = Group("operators")
+        self.busy = 0
+
+    def begin(self) -> None:
+        """Have one person look after each host that is to be reimaged, and some others."""
+        chance = self._world.chance
+        for host in self._world.hosts_to_reimage:
+            self._have("owner", partial(self._look_after, host))
+        if chance.random() < 0.25:
+            self._have("revoker", self._revoke_one)
+        for flag in ("is_protected", "in_maintenance"):
+            if chance.random() < 0.3:
+                self._have("flagger", partial(self._flag_one, flag))
+
+    def _have(self, name: str, do: Callable[[], None]) -> None:
+        self.busy += 1
+
+        def run() -> None:
+            do()
+            self.busy -= 1
+
+        self._world.scheduler.spawn(name, run, self._group)
+
+    def _look_after(self, host: SimHost) -> None:
+        world, chance = self._world, self._world.chance
+        for _ in range(self._rounds):
+            world.scheduler.sleep(chance.uniform(1.0, 90.0))
+            if chance.random() < 0.08:
+                self._have_it_looked_at(host)
+            self._reimage(host)
+            self._wait_until_ended(host)
+
+    def _have_it_looked_at(self, host: SimHost) -> None:
+        """Request something that writes nothing."""
+        world = self._world
+        world.ledger.selected.add(host.name)
+        if world.chance.random() < 0.5:
+            self._ask(lambda to: to.operations.request_inspection(host.name, actor=ACTOR))
+        else:
+            release = self._some_release()
+            self._ask(
+                lambda to: to.operations.request_verification([host.name], release, actor=ACTOR)
+            )
+        self._wait_until_ended(host)
+
+    def _reimage(self, host: SimHost) -> None:
+        """Request a deployment until it is accepted, or is not going to be."""
+        world, chance = self._world, self._world.chance
+        world.ledger.selected.add(host.name)
+        options: Json = {"full": chance.random() < 0.2, "soft_shutdown": chance.random() < 0.8}
+        for _ in range(TRIES_MAX):
+            self._ask(_deploy(host.name, self._some_release(), options))
+            # Whatever the answer was: a request whose answer was lost may have been heard.
+            if world.ledger.now.open_on(host.name) is not None:
+                world.faults.plan_for(host)
+                if chance.random() < self._cancelled_share:
+                    self._have("canceller", partial(self._cancel_later, host.name))
+                return
+            world.scheduler.sleep(chance.uniform(10.0, 60.0))
+
+    def _cancel_later(self, name: str) -> None:
+        self._world.scheduler.sleep(
+            self._world.chance.uniform(0.0, self._world.chance.choice((10.0, 300.0)))
+        )
+        operation = self._world.ledger.now.open_on(name)
+        if operation is not None:
+            self._ask(lambda to: to.operations.cancel(operation.id, actor=ACTOR))
+
+    def _wait_until_ended(self, host: SimHost) -> None:
+        while self._world.ledger.now.open_on(host.name) is not None:
+            self._world.scheduler.sleep(self._world.chance.uniform(*LOOK_S))
+
+    def _revoke_one(self) -> None:
+        self._world.scheduler.sleep(self._world.chance.uniform(60.0, 900.0))
+        # Most are found to be bad when they are being deployed.
+        in_use = [one.release for one in self._world.ledger.now.open_operations if one.release]
+        digest = in_use[0] if in_use else self._some_release()
+        self._ask(lambda to: to.releases.revoke(digest, "it is bad", actor=ACTOR))
+
+    def _flag_one(self, flag: str) -> None:
+        world, chance = self._world, self._world.chance
+        world.scheduler.sleep(chance.uniform(10.0, 600.0))
+        name = chance.choice(world.hosts_to_reimage).name
+        for value in (True, False):
+            self._set_flag(name, flag, value)
+            world.scheduler.sleep(chance.uniform(10.0, 300.0))
+
+    def _set_flag(self, name: str, flag: str, value: bool) -> None:
+        while not self._ask(lambda to: to.hosts.set_flags(name, actor=ACTOR, **{flag: value})):
+            self._world.scheduler.sleep(5.0)
+
+    def _some_release(self) -> str:
+        """Return the digest of a release that is not revoked, as far as people know."""
+        world = self._world
+        good = [digest for digest in world.shelf.digests() if not world.ledger.revoked(digest)]
+        return world.chance.choice(good)
+
+    def _ask(self, handle: Handler[object]) -> bool:
+        """Ask until there is an answer; return whether it is a yes."""
+        world = self._world
+        for _ in range(TRIES_MAX):
+            try:
+                world.network.request("request", handle)
+                return True
+            except NoAnswer:
+                world.scheduler.sleep(world.chance.uniform(1.0, 20.0))
+            except Refused as why:
+                world.note(f"request refused: {why}")
+                return False
+        return False
+
+
+def count_deployments(world: World) -> int:
+    """Return how many reimages the service has accepted."""
+    found = world.ledger.now.operations.values()
+    return sum(operation.kind == Kind.DEPLOYMENT for operation in found)
+
+
+def _deploy(name: str, release: str, options: Json) -> Handler[object]:
+    return lambda to: to.operations.request_deployment(
+        [name], release, options=options, actor=ACTOR
+    )

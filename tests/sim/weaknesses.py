@@ -1,0 +1,338 @@
+"""A service that is broken on purpose, in one place each: for every invariant what breaks it.
+
+A simulation that finds nothing may be blind. Here it has to find what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Final, cast
+
+from provisioner.agent.session import Session
+from provisioner.core.bootplan import BootPlan, BootRequest, LocalDisk, Ramdisk
+from provisioner.core.contracts import Bmc, Outgoing, Store, Tx
+from provisioner.core.effects import ReturnToDisk
+from provisioner.core.lifecycle import Limits
+from provisioner.core.model import (
+    BmcAddress,
+    BootDevice,
+    Event,
+    Host,
+    HostState,
+    Json,
+    Operation,
+    OperationId,
+    Phase,
+    Secret,
+)
+from provisioner.errors import ProvisionerError, TrustError
+from provisioner.service.agents import PERMISSION_S, AgentSessions
+from provisioner.service.boot import BootService
+from provisioner.service.chance import digest_of
+from provisioner.service.health import Finding
+from provisioner.service.operations import Operations
+from provisioner.service.performer import Performer
+from provisioner.service.worker import Worker
+
+from . import invariants as never
+from .bmcs import SimBmcPool
+from .disks import SimDisk
+from .effect_queue import SimEffectWorker
+from .ramdisk_agent import RamdiskAgent
+from .service_process import Parts
+from .shelf import RAMDISK
+
+PERMITTED: Final[Json] = {"permitted": True, "expires_in_s": PERMISSION_S}
+
+
+class RamdiskForAll(BootService):
+    """Netboots whoever asks."""
+
+    def answer(self, request: BootRequest, source: str) -> BootPlan:
+        plan = super().answer(request, source)
+        return Ramdisk(RAMDISK, Secret("bt_invented")) if isinstance(plan, LocalDisk) else plan
+
+
+class SelectsEverything(Operations):
+    """Reads a selection as all hosts."""
+
+    def request_deployment(
+        self, hosts: Sequence[str], release: str, *, options: Json, actor: str
+    ) -> list[Operation]:
+        with self._store.read() as tx:
+            every = [host.name for host in tx.hosts() if tx.open_operation(host.id) is None]
+        return super().request_deployment(every or hosts, release, options=options, actor=actor)
+
+
+class PermitsAlways(AgentSessions):
+    """Asks nobody whether a write may be."""
+
+    def authorise(self, token: str, body: Json) -> Json:
+        try:
+            return super().authorise(token, body)
+        except TrustError:
+            return PERMITTED
+
+
+class SavesLater(AgentSessions):
+    """Permits a write, and does not save that the host's release is gone from here on."""
+
+    def authorise(self, token: str, body: Json) -> Json:
+        with self._store.read() as tx:
+            agent = tx.agent_token(digest_of(token))
+            if agent is not None and tx.host(agent.host_id).state is HostState.ACTIVE:
+                return PERMITTED
+        return super().authorise(token, body)
+
+
+class BelievesItsAgent(AgentSessions):
+    """Takes the agent's last word for the report of the new system."""
+
+    def done(self, token: str, body: Json) -> Json:
+        answer = super().done(token, body)
+        with self._store.read() as tx:
+            found = tx.operations(phases=[Phase.BOOTING], release=body["release"])
+        for operation in found:
+            nonce = self._derived.nonce(operation.id, operation.generation)
+            with self._store.read() as tx:
+                row = tx.release(operation.release or "")
+            report = {
+                "nonce": nonce.reveal(),
+                "release_id": row.release_id if row else None,
+                "root_disk": operation.evidence["disk"],
+            }
+            self.phone_home(report, operation.evidence["agent_address"])
+        return answer
+
+
+class GoesOnForEver(AgentSessions):
+    """Tells every agent to go on, whatever became of its operation."""
+
+    def progress(self, token: str, body: Json) -> Json:
+        try:
+            return super().progress(token, body)
+        except ProvisionerError:
+            return {"go_on": True}
+
+
+class WritesItsTokensDown(AgentSessions):
+    """Puts an agent's token into the timeline."""
+
+    def hello(self, body: Json, source: str) -> Json:
+        answer = super().hello(body, source)
+        with self._store.begin() as tx:
+            tx.add_event(Event(self._clock(), "agent", f"was given {answer['token']}"))
+        return answer
+
+
+class KeepsHosts(Performer):
+    """Never gives a host back to its disk."""
+
+    def perform(self, outgoing: Outgoing) -> None:
+        if not isinstance(outgoing.effect, ReturnToDisk):
+            super().perform(outgoing)
+
+
+class ResetsAnyway(SimBmcPool):
+    """Has a BMC reset its host with every change of the boot device."""
+
+    def bmc(self, where: BmcAddress) -> Bmc:
+        return _ResettingBmc(super().bmc(where))
+
+
+class _ResettingBmc:
+    def __init__(self, bmc: Bmc) -> None:
+        self._bmc = bmc
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bmc, name)
+
+    def set_next_boot(self, device: BootDevice, **how: bool) -> None:
+        self._bmc.set_next_boot(device, **how)
+        self._bmc.reset()
+
+
+class Stumbles(Performer):
+    """Has a bug."""
+
+    def perform(self, outgoing: Outgoing) -> None:
+        raise KeyError(outgoing.key)
+
+
+class NeverEnds(Worker):
+    """Does not look at deadlines."""
+
+    def end_overdue(self) -> None:
+        """Nothing is done."""
+
+
+class LooksAway(Worker):
+    """Takes a host for healthy once it was."""
+
+    def check(self, operation_id: OperationId) -> None:
+        self._examine = lambda checks, _address, _evidence: [
+            Finding(check, True, "as before") for check in checks
+        ]
+        super().check(operation_id)
+
+
+class Reopens(Worker):
+    """Has what has failed tried again by setting it back."""
+
+    def end_overdue(self) -> None:
+        super().end_overdue()
+        with self._store.begin() as tx:
+            for failed in tx.operations(phases=[Phase.FAILED], limit=1):
+                if tx.open_operation(failed.host_id) is None:
+                    again = replace(failed, phase=Phase.QUEUED, ended_at=None)
+                    tx.save_operation(replace(again, deadline_at=failed.phase_at))
+
+
+class Timeless(Limits):
+    """Knows a phase without a limit."""
+
+    def deadline(self, phase: Phase, phase_at: datetime, now: datetime) -> datetime | None:
+        return None if phase is Phase.WRITING else super().deadline(phase, phase_at, now)
+
+
+class LosesEffects(SimEffectWorker):
+    """Forgets what a dead worker left unfinished."""
+
+    def take_over(self, name: str) -> None:
+        """Nothing is done."""
+
+
+class PushesForward(SimEffectWorker):
+    """Hands out what waits, whatever else is being done to the same BMC."""
+
+    NEXT = "SELECT key, saved FROM sim_effects WHERE state = 'waiting' ORDER BY place DESC LIMIT ?"
+
+
+class WritesItsTableFirst(RamdiskAgent):
+    """Makes a disk bootable before its content is there."""
+
+    def _write_image(self, session: Session, disk: SimDisk) -> None:
+        disk.table = session.release
+        super()._write_image(session, disk)
+
+    def _make_unbootable(self, disk: SimDisk) -> None:
+        """Nothing is done."""
+
+
+class WritesOn(RamdiskAgent):
+    """Does not care whether its permission still lasts, and does not renew it."""
+
+    def _beat(self, patience_s: float) -> None:
+        """Nothing is said."""
+
+    def _check_permission(self) -> None:
+        """Nothing is done."""
+
+
+@dataclass
+class _Through:
+    """A transaction that does what the other one does; the subclasses change one thing."""
+
+    tx: Tx
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tx, name)
+
+
+class SeedsForAll(_Through):
+    def take_seed(self, operation_id: OperationId, at: datetime) -> bool:
+        self.tx.take_seed(operation_id, at)
+        return True
+
+
+class CountsBack(_Through):
+    def save_host(self, host: Host) -> None:
+        self.tx.save_host(replace(host, generation=host.generation % 2))
+
+
+class ActivatesEarly(_Through):
+    def save_host(self, host: Host) -> None:
+        is_written = host.root_disk is not None and host.state is HostState.DIRTY
+        self.tx.save_host(replace(host, state=HostState.ACTIVE) if is_written else host)
+
+
+class ShowsThePast(_Through):
+    """Shows an open operation as it was when its effects were saved."""
+
+    def operation(self, operation_id: OperationId) -> Operation:
+        found = self.tx.operation(operation_id)
+        return found if found.is_final else replace(found, phase=Phase.NETBOOTING)
+
+
+class ForgetsToChain(_Through):
+    """Writes audit rows by itself, with a chain of one link."""
+
+    def audit(self, at: datetime, actor: str, action: str, subject: str, detail: Json) -> None:
+        self.tx.audit(at, actor, action, subject, detail)
+        if action == "deployment.writing":
+            statement = "UPDATE audit SET actor = 'nobody' WHERE number = 3"
+            self.tx._connection.exec_driver_sql(statement)  # type: ignore[attr-defined] # on purpose
+
+
+class _WeakStore:
+    def __init__(self, store: Store, weak: type[_Through], *, when_reading: bool) -> None:
+        self._store = store
+        self._weak = weak
+        self._when_reading = when_reading
+
+    @contextmanager
+    def begin(self) -> Iterator[Tx]:
+        with self._store.begin() as tx:
+            yield tx if self._when_reading else cast(Tx, self._weak(tx))
+
+    @contextmanager
+    def read(self) -> Iterator[Tx]:
+        with self._store.read() as tx:
+            yield cast(Tx, self._weak(tx)) if self._when_reading else tx
+
+    def close(self) -> None:
+        self._store.close()
+
+
+def _store(weak: type[_Through], *, when_reading: bool = False) -> Callable[[Store], Store]:
+    return lambda store: _WeakStore(store, weak, when_reading=when_reading)
+
+
+# The performer alone sees an old state: it acts without a look at what has become of it.
+PAST: Final = Parts(performer_store=_store(ShowsThePast, when_reading=True))
+# For each invariant something that breaks it.
+BREAKS: Final[dict[str, Parts]] = {
+    judge.__name__: parts
+    for judge, parts in (
+        (never.the_ramdisk_is_only_for_the_holder_of_a_live_ticket, Parts(boot=RamdiskForAll)),
+        (
+            never.nothing_happens_to_a_host_that_nobody_selected,
+            Parts(operations=SelectsEverything),
+        ),
+        (never.a_half_written_disk_never_boots, Parts(agent=WritesItsTableFirst)),
+        (never.a_permission_is_given_only_for_what_was_asked, Parts(agents=PermitsAlways)),
+        (never.a_flagged_host_gets_no_permission, Parts(agents=PermitsAlways)),
+        (never.nothing_is_written_without_a_live_permission, Parts(agent=WritesOn)),
+        (never.a_host_is_dirty_before_its_first_write, Parts(agents=SavesLater)),
+        (never.nobody_cuts_the_power_of_a_disk_being_written, PAST),
+        (never.nobody_resets_a_system_at_work, Parts(pool=ResetsAnyway)),
+        (never.success_rests_on_a_whole_soak_and_a_fresh_look, Parts(worker=LooksAway)),
+        (never.active_means_proven, Parts(agents=BelievesItsAgent)),
+        (never.a_host_is_active_only_by_success, Parts(store=_store(ActivatesEarly))),
+        (never.every_open_operation_has_a_deadline, Parts(limits=Timeless())),
+        (never.nothing_is_stuck, Parts(worker=NeverEnds)),
+        (never.every_saved_effect_is_performed, Parts(effects=LosesEffects)),
+        (never.one_effect_at_a_time_for_each_bmc, Parts(effects=PushesForward)),
+        (never.an_untouched_host_is_given_back, Parts(performer=KeepsHosts)),
+        (never.generations_only_rise, Parts(store=_store(CountsBack))),
+        (never.what_has_ended_stays_ended, Parts(worker=Reopens)),
+        (never.what_has_ended_opens_nothing, Parts(agents=GoesOnForEver)),
+        (never.each_seed_leaves_once, Parts(store=_store(SeedsForAll))),
+        (never.no_secret_is_written_down, Parts(agents=WritesItsTokensDown)),
+        (never.the_audit_chain_holds, Parts(store=_store(ForgetsToChain))),
+        (never.nothing_unexpected_is_raised, Parts(performer=Stumbles)),
+    )
+}

@@ -1,0 +1,405 @@
+"""One simulated site: a service, its database, hosts, people, and what goes wrong with them."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final
+
+from provisioner.core.model import BmcAddress, Secret
+from provisioner.service.hosts import HostSpec
+
+from .bmcs import Quirks, SimBmc
+from .database import Database, Fate
+from .disks import SimDisk
+from .faults import Faults
+from .hosts import SimHost
+from .invariants import broken_by, names
+from .ledger import Ledger
+from .network import Network
+from .observations import BugRaised, Committed, Ended, Observation, TimePassed, Wrote
+from .operators import ACTOR, Operators, count_deployments
+from .scheduler import Killed, Scheduler, Task
+from .service_process import REAL, Parts, ServiceProcess
+from .shelf import Shelf, manifests
+from .trace import Trace
+
+BEGINS_AT: Final = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
+GIB: Final = 1 << 30
+DISK_BYTES: Final = 8 * GIB
+OTHER_DISK_BYTES: Final = 2 * GIB
+FIRST: Final = "service-1"
+# A worker that was not heard of for so long has lost its work to another.
+LEASE_S: Final = 20.0
+RESTARTED_S: Final = (0.5, 25.0)
+PROCESSES_MAX: Final = 2
+# How long a second process stays, once it is there.
+REPLICA_S: Final = (30.0, 240.0)
+# How long it is watched after the last fault, and when a run has taken too long altogether.
+QUIET_S: Final = 300.0
+RUN_LIMIT_S: Final = 3 * 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much there is of everything. `intensities` are faults planned for one reimage on
+    average, taken in turn by the seeds; some find nothing to spoil."""
+
+    hosts_max: int = 4
+    rounds: int = 2
+    cancelled_share: float = 0.2
+    intensities: tuple[float, ...] = (2.0, 7.0, 11.0, 16.0)
+
+
+USUAL: Final = Size()
+
+
+@dataclass
+class Outcome:
+    """What became of a run. `broken` names the invariant and what is wrong."""
+
+    seed: int
+    broken: tuple[str, str] | None
+    trace: str
+    last: list[str]
+    reimages: int
+    events: int
+    virtual_s: float
+    faults: Counter[str] = field(default_factory=Counter)
+    rows: Counter[Any] = field(default_factory=Counter)
+    ended: Counter[str] = field(default_factory=Counter)
+
+
+class World:
+    """Everything of one run, made from one seed."""
+
+    def __init__(
+        self,
+        seed: int,
+        parts: Parts = REAL,
+        size: Size = USUAL,
+        echo: Callable[[str], None] | None = None,
+        judges: Sequence[str] = (),
+    ) -> None:
+        """`judges` are the invariants that are looked at; none named means all."""
+        self.seed = seed
+        self.judges = frozenset(judges or names())
+        self.chance = random.Random(seed)
+        self.scheduler = Scheduler(self.chance, BEGINS_AT)
+        self.trace = Trace(echo)
+        self.database = Database()
+        self.ledger = Ledger(self.database, self.scheduler)
+        self.network = Network(self)
+        self.shelf = Shelf()
+        self.faults = Faults(self, size.intensities[seed % len(size.intensities)])
+        self.rows_taken: Counter[Any] = Counter()
+        self.broken: tuple[str, str] | None = None
+        self.database_failed_s = float("-inf")  # when it last did
+        self.processes: list[ServiceProcess] = []
+        self.parts = parts
+        self._ever_started: set[str] = set()
+        self._names: Counter[str] = Counter()
+        self.hosts_to_reimage = [
+            self._new_host(number)
+            for number in range(1, self.chance.randint(1, size.hosts_max) + 1)
+        ]
+        # One that is managed and that nobody wants reimaged, and one that nobody knows.
+        self.others = [self._new_host(number, is_network_first=True) for number in (90, 91)]
+        self.operators = Operators(self, size.rounds, size.cancelled_share)
+        self._connect()
+
+    @property
+    def now_s(self) -> float:
+        return self.scheduler.now_s
+
+    def run(self) -> Outcome:
+        try:
+            self._prepare()
+            self.scheduler.run(lambda: self.broken is not None or self._is_done(), RUN_LIMIT_S)
+            self._let_it_rest()
+            return self._outcome()
+        finally:
+            self.scheduler.close()
+            self.database.close()
+
+    # What others ask of it.
+
+    def note(self, text: str) -> None:
+        self.trace.add(self.now_s, text)
+
+    def saw(self, observation: Observation) -> None:
+        """Judge what was seen; a run ends with the first invariant that is broken."""
+        if isinstance(observation, Wrote):
+            self.ledger.written.add(observation.operation_id)
+        if self.broken is None:
+            self.broken = broken_by(observation, self)
+            if self.broken is not None:
+                self.note(f"BROKEN {self.broken[0]}: {self.broken[1]}")
+
+    def new_name(self, kind: str) -> str:
+        self._names[kind] += 1
+        return f"{kind}_{self._names[kind]:04d}"
+
+    def host_named(self, name: str) -> SimHost:
+        return next(host for host in self._all_hosts() if host.name == name)
+
+    def name_of(self, mac: str) -> str:
+        return next(host.name for host in self._all_hosts() if host.mac == mac)
+
+    def bmc_at(self, address: str) -> SimBmc:
+        return next(host.bmc for host in self._all_hosts() if host.bmc_address == address)
+
+    def disk_meant_on(self, host: SimHost) -> str:
+        """Return the serial of the one disk that the profile's rule picks."""
+        return next(disk.serial for disk in host.disks if disk.size_bytes == DISK_BYTES)
+
+    def answers_at(self, address: str) -> bool:
+        """Return whether the system of the host at an address is up and well."""
+        host = next((one for one in self._all_hosts() if one.address == address), None)
+        if host is None or host.runs_from is None:
+            return False
+        ill_until_s = max(host.troubles.is_unhealthy_until_s, host.troubles.is_apart_until_s)
+        return self.now_s >= ill_until_s
+
+    def verify_audit(self) -> None:
+        service = ServiceProcess(self, "auditor", REAL)
+        service.audit.verify()
+
+    # Processes of the service.
+
+    def front(self) -> ServiceProcess | None:
+        """Return the process that a request comes to; one that stands still takes it, too."""
+        awake = [process for process in self.processes if not process.is_frozen]
+        candidates = awake or self.processes
+        return self.chance.choice(candidates) if candidates else None
+
+    def process_of_task(self) -> ServiceProcess | None:
+        """Return the process of the service whose task runs now."""
+        task = self.scheduler.current
+        found = [one for one in self.processes if task is not None and one.group is task.group]
+        return found[0] if found else None
+
+    def die(self) -> None:
+        """Kill the process that runs now. Does not return."""
+        process = self.process_of_task()
+        assert process is not None
+        self._kill(process)
+        raise Killed
+
+    def kill_one(self) -> None:
+        if self.processes:
+            self._kill(self.chance.choice(self.processes))
+
+    def freeze_one(self, seconds: float) -> None:
+        """Have one of the processes stand still."""
+        if self.processes:
+            self.freeze(self.chance.choice(self.processes), seconds)
+
+    def freeze(self, process: ServiceProcess, seconds: float) -> None:
+        """Have a process stand still; past its lease another one takes its work over."""
+        self.note(f"{process.name} stands still for {seconds:.0f} s")
+        self.scheduler.freeze(process.group, seconds)
+        self.wellness_changed()
+        self.scheduler.after(seconds, self.wellness_changed)
+        if seconds > LEASE_S:
+            self.scheduler.after(LEASE_S, lambda: self._replace(process))
+
+    def take_database_away(self, seconds: float) -> None:
+        def back() -> None:
+            self.database.is_down = False
+            self.database_failed_s = self.now_s
+            self.wellness_changed()
+
+        self.note(f"the database is away for {seconds:.0f} s")
+        self.database.is_down = True
+        self.wellness_changed()
+        self.scheduler.after(seconds, back)
+
+    def wellness_changed(self) -> None:
+        """Note since when a service runs that can do its work."""
+        works = any(not process.is_frozen for process in self.processes)
+        is_well = works and not self.database.is_down
+        self.ledger.well_since_s = self.now_s if is_well else float("inf")
+        self.ledger.stuck_at_s = None
+
+    def _kill(self, process: ServiceProcess) -> None:
+        self.note(f"{process.name} is killed")
+        self.processes.remove(process)
+        self.scheduler.kill(process.group)
+        self.wellness_changed()
+        restart_s = self.chance.uniform(*RESTARTED_S)
+        self.scheduler.after(restart_s, lambda: self._restart(process.name))
+
+    def _restart(self, name: str) -> None:
+        if self.processes and name != FIRST:
+            self._have_taken_over(self.processes[0], name)
+        else:
+            self._start_service(name)
+
+    def _replace(self, process: ServiceProcess) -> None:
+        """Have another process take over from one that stands still, or died meanwhile."""
+        if process not in self.processes or not process.is_frozen:
+            return
+        others = [one for one in self.processes if one is not process]
+        if not others and len(self.processes) < PROCESSES_MAX:
+            others = [self._start_service(self.new_name("replica"))]
+            stays_s = self.chance.uniform(*REPLICA_S)
+            self.scheduler.after(stays_s, lambda: self._take_down(others[0]))
+        for other in others[:1]:
+            self._have_taken_over(other, process.name)
+
+    def _have_taken_over(self, process: ServiceProcess, name: str) -> None:
+        self.note(f"{process.name} takes over from {name}")
+        take_over = process.effects.take_over
+        self.scheduler.spawn("takeover", lambda: take_over(name), process.group)
+
+    def _take_down(self, replica: ServiceProcess) -> None:
+        if replica in self.processes:
+            self._kill(replica)
+
+    def _start_service(self, name: str) -> ServiceProcess:
+        self.note(f"{name} starts")
+        process = ServiceProcess(self, name, self.parts)
+        self.processes.append(process)
+        process.start()
+        alive = {one.name for one in self.processes}
+        for dead in sorted(self._ever_started - alive):
+            self._have_taken_over(process, dead)
+        self._ever_started.add(name)
+        self.wellness_changed()
+        return process
+
+    # The course of a run.
+
+    def _prepare(self) -> None:
+        service = ServiceProcess(self, "setup", REAL)
+        for manifest in manifests().values():
+            service.releases.register(manifest, 1, actor=ACTOR)
+        service.profiles.save("web", _profile(), actor=ACTOR)
+        for host in [*self.hosts_to_reimage, self.others[0]]:
+            where = BmcAddress(host.bmc_address, 623, "admin", Secret("bmc-password"))
+            service.hosts.add(HostSpec(host.name, (host.mac,), where, profile="web"), actor=ACTOR)
+        for host in self._all_hosts():
+            self.scheduler.after(self.chance.uniform(0.0, 5.0), host.switch_on)
+        for host in self.others:
+            for _ in range(2):
+                restart = partial(host.restart, "by hand")
+                self.scheduler.after(self.chance.uniform(60.0, 900.0), restart)
+        self._start_service(FIRST)
+        self.operators.begin()
+
+    def _is_done(self) -> bool:
+        return self.operators.busy == 0 and not self.ledger.now.open_operations
+
+    def _let_it_rest(self) -> None:
+        """End the faults, give everything its time, and judge what is left."""
+        if self.broken is not None:
+            return
+        self.faults.is_over = True
+        until_s = self.now_s + QUIET_S
+        self.scheduler.after(QUIET_S, lambda: None)
+        self.scheduler.run(
+            lambda: self.broken is not None or self.now_s >= until_s, RUN_LIMIT_S * 2
+        )
+        self.saw(Ended())
+
+    def _outcome(self) -> Outcome:
+        found = self.ledger.now.operations.values()
+        return Outcome(
+            seed=self.seed,
+            broken=self.broken,
+            trace=self.trace.digest,
+            last=list(self.trace.last),
+            reimages=count_deployments(self),
+            events=self.scheduler.events,
+            virtual_s=self.now_s,
+            faults=self.faults.had,
+            rows=self.rows_taken,
+            ended=Counter(f"{one.kind} {one.phase}" for one in found),
+        )
+
+    def _connect(self) -> None:
+        self.database.fate_of_commit = self._fate_of_commit
+        self.database.committed = self._committed
+        self.database.die = self.die
+        self.scheduler.check_may_wait = self._check_may_wait
+        self.scheduler.on_bug = self._bug
+        self.scheduler.after_event = lambda: self.saw(TimePassed())
+
+    def _fate_of_commit(self) -> Fate:
+        fate = self.faults.fate_of_commit()
+        if fate is not Fate.GOOD:
+            self.database_failed_s = self.now_s
+        return fate
+
+    def _committed(self) -> None:
+        self.ledger.committed()
+        has_moved = self._note_moves()
+        self.saw(Committed())
+        for process in self.processes:
+            process.poke(has_moved=has_moved)
+
+    def _note_moves(self) -> bool:
+        before, now = self.ledger.before.operations, self.ledger.now.operations
+        has_moved = False
+        for key, operation in now.items():
+            known = before.get(key)
+            if known is None or (known.phase, known.rung) != (operation.phase, operation.rung):
+                name = self.ledger.now.host_of(operation).name
+                self.note(f"{key} {operation.kind} of {name}: {operation.phase} {operation.rung}")
+                has_moved = True
+        return has_moved
+
+    def _check_may_wait(self) -> None:
+        if self.database.in_transaction:
+            error = AssertionError("somebody waits while it holds the database")
+            self.saw(BugRaised("a transaction", error))
+
+    def _bug(self, task: Task, error: Exception) -> None:
+        self.saw(BugRaised(task.name, error))
+
+    def _all_hosts(self) -> list[SimHost]:
+        return [*self.hosts_to_reimage, *self.others]
+
+    def _new_host(self, number: int, *, is_network_first: bool = False) -> SimHost:
+        chance = self.chance
+        big = SimDisk.with_old_system("vda", f"SER-{number}-a", DISK_BYTES, "virtio")
+        small = SimDisk.with_old_system("vdb", f"SER-{number}-b", OTHER_DISK_BYTES, "virtio")
+        disks = [[big], [big, small], [small, big]][chance.choices((0, 1, 2), (6, 3, 1))[0]]
+        host = SimHost(
+            self,
+            number,
+            disks,
+            post_s=chance.choice((15.0, 40.0, 90.0)),
+            chunk_s=chance.choice((2.0, 2.0, 4.0, 20.0)),
+            is_network_first=is_network_first or chance.random() < 0.3,
+            tries_again=chance.random() < 0.5,
+        )
+        host.bmc.quirks = Quirks(
+            clears_flag_after_60_s=chance.random() < 0.5,
+            takes_once_as_persistent=chance.random() < 0.15,
+            runs_reset_twice=chance.random() < 0.15,
+            resets_its_password=chance.random() < 0.05,
+        )
+        return host
+
+
+def _profile() -> dict[str, Any]:
+    return {
+        "cloud_config": {"hostname": "${host.name}"},
+        "disk": {"bus": "virtio", "size_min_bytes": 4 * GIB},
+        "health": {"soak_s": 10, "checks": [{"type": "ssh", "port": 22}, {"type": "systemd"}]},
+    }
+
+
+def simulate(
+    seed: int,
+    parts: Parts = REAL,
+    size: Size = USUAL,
+    echo: Callable[[str], None] | None = None,
+    judges: Sequence[str] = (),
+) -> Outcome:
+    """Run one seed and return what became of it."""
+    return World(seed, parts, size, echo, judges).run()

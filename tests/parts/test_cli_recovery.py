@@ -152,4 +152,4 @@ def test_watching_ends_at_quarantine_with_the_way_out(cli: Cli, site: Site) -> N
 
 def test_the_page_names_every_failure_that_has_a_rule_of_its_own() -> None:
     page = (Path(__file__).parents[2] / "docs" / "recovery.md").read_text()
-    assert not [code for code in [*FAILURES, A_PERSONS] if f"`{code}`" not in page]
+    assert not [code for code in [*FAILURES, *A_PERSONS] if f"`{code}`" not in page]

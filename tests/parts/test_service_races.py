@@ -108,7 +108,8 @@ def test_a_host_that_still_shuts_down_when_it_is_given_back_is_switched_on(site:
 
     site.bmc().on_exchange = shuts_down
     site.perform()
-    assert site.bmc().changes() == ["next_boot disk once", "power_on"]
+    # It is told to be on at once, whatever is read, and again when it has gone off.
+    assert site.bmc().changes() == ["next_boot disk once", "power_on", "power_on"]
     assert site.bmc().is_on
 
 

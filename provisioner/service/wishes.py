@@ -163,7 +163,9 @@ class Wishes:
 
         Raises BmcUnreachable when the BMC does not say.
         """
-        may_shut_down = wish.operation.rung == 0 and AGENT_HEARD_AT not in wish.operation.evidence
+        operation = wish.operation
+        was_asked = bool(operation.options.get("soft_shutdown", True)) and operation.rung == 0
+        may_shut_down = was_asked and AGENT_HEARD_AT not in operation.evidence
         for _ in self._looks(self._soft_shutdown_limit):
             if not wish.is_wanted():
                 return

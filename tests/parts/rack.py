@@ -67,7 +67,7 @@ def request(rack: Rack, client: Client) -> str:
         if (newest := rack.newest(client)) != before and newest is not None:
             return newest
         with suppress(Conflict):
-            return str(client.deploy([HOST], "tiny@1")[0]["id"])
+            return str(client.deploy([HOST], "tiny@1", soft_shutdown=False)[0]["id"])
         raise Unavailable("busy with what was just asked for")
 
     return str(patiently(ask))

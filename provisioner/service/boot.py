@@ -34,9 +34,10 @@ from provisioner.core.own_host import known_serial, known_uuid
 from provisioner.errors import Conflict
 
 from .addresses import Addresses
-from .chance import Derived, new_host_id, new_operation_id
+from .chance import Derived, new_host_id
 from .facts import DISCOVERY_ACTOR
 from .observing import WHY
+from .queueing import new_operation
 from .ramdisks import Ramdisks
 from .selections import select_hosts
 from .transitions import Transitions
@@ -218,22 +219,18 @@ class BootService:
         return tx.count_unconfirmed_hosts() >= self._discovered_hosts_max
 
     def _inspection(self, host: Host, pins: Json, now: datetime) -> Operation:
-        return Operation(
-            id=new_operation_id(now),
-            host_id=host.id,
-            kind=Kind.INSPECTION,
-            phase=Phase.QUEUED,
-            generation=host.generation + 1,
-            rung=RUNG_LAST,  # it is booting from the network already; there is no ladder
-            release=None,
+        queued = new_operation(
+            host,
+            Kind.INSPECTION,
+            None,
             pins={**pins, "ramdisk": self._ramdisks.newest()},
             options={},
-            requested_by=DISCOVERY_ACTOR,
-            requested_at=now,
-            phase_at=now,
-            deadline_at=None,
-            ended_at=None,
+            actor=DISCOVERY_ACTOR,
+            now=now,
+            limits=self._transitions.limits,
         )
+        # It is booting from the network already; there is no ladder.
+        return replace(queued, rung=RUNG_LAST)
 
     def _record(self, request: BootRequest, host: Host | None, plan: BootPlan, source: str) -> None:
         answer = (

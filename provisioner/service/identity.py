@@ -73,26 +73,19 @@ def check_identity(ticket: Ticket, host: Host, inventory: Json) -> None:
             expected=list(known),
             found=sorted(macs),
         )
-    enrolled = known_uuid(ticket.uuid or host.uuid)
-    uuid = known_uuid(_text(inventory, "uuid"))
-    if enrolled is not None and uuid != enrolled:
-        raise TicketRefused(
-            "this boot ticket belongs to a host with another UUID",
-            host=host.name,
-            expected=enrolled,
-            found=uuid or "none",
-            hint="after a new mainboard, delete the host and add it again",
-        )
-    marked = known_serial(ticket.serial or host.serial)
-    serial = known_serial(_text(inventory, "serial"))
-    if marked is not None and serial != marked:
-        raise TicketRefused(
-            "this boot ticket belongs to a host with another serial",
-            host=host.name,
-            expected=marked,
-            found=serial or "none",
-            hint="after a new mainboard, delete the host and add it again",
-        )
+    uuid, serial = _text(inventory, "uuid"), _text(inventory, "serial")
+    for what, enrolled, found in (
+        ("UUID", known_uuid(ticket.uuid or host.uuid), known_uuid(uuid)),
+        ("serial", known_serial(ticket.serial or host.serial), known_serial(serial)),
+    ):
+        if enrolled is not None and found != enrolled:
+            raise TicketRefused(
+                f"this boot ticket belongs to a host with another {what}",
+                host=host.name,
+                expected=enrolled,
+                found=found or "none",
+                hint="after a new mainboard, delete the host and add it again",
+            )
 
 
 def check_unique(tx: Tx, host: Host, inventory: Json) -> None:

@@ -256,30 +256,16 @@ class Worker:
                     log.warning("health check came too late", operation=operation_id)
                     return
                 event, evidence = judge(tx.operation(operation_id), findings, health, now)
-                self._transitions.apply(
-                    tx,
-                    operation_id,
-                    event,
-                    generation=operation.generation,
-                    actor=RECONCILER,
-                    evidence=evidence,
-                )
+                self._move(tx, operation, event, evidence=evidence)
         except NotAllowed as refusal:
             log.info("decision overtaken", operation=operation_id, why=refusal.message)
         except ProvisionerError as error:
             log.warning("health check not saved", operation=operation_id, why=error.message)
 
-    def _apply(
-        self,
-        operation: Operation,
-        event: E,
-        *,
-        error: Json | None = None,
-        evidence: Json | None = None,
-    ) -> None:
+    def _apply(self, operation: Operation, event: E, *, error: Json | None = None) -> None:
         try:
             with self._store.begin() as tx:
-                self._move(tx, operation, event, error=error, evidence=evidence)
+                self._move(tx, operation, event, error=error)
         except NotAllowed as refusal:
             # Something else happened since we looked; the next look decides anew.
             log.info("decision overtaken", operation=operation.id, why=refusal.message)

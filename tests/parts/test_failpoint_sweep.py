@@ -152,16 +152,21 @@ def reached(rack: Rack, scenario: Scenario) -> Counter[str]:
 
 
 def swept(rack: Rack, scenario: Scenario, points: list[str]) -> None:
+    """Kill at each point; how often one is reached depends on the moment, so one that is not
+    reached that often this time is killed at the time before."""
     failures, missed = [], []
     for point in points:
-        wrong = run(rack, scenario, f"kill {point}")
-        if wrong is not None:
-            failures.append(wrong)
-        if not rack.lives.has_fired():
-            missed.append(point)
+        name, _, hit = point.rpartition(" ")
+        for earlier in range(int(hit), 0, -1):
+            wrong = run(rack, scenario, f"kill {name} {earlier}")
+            if wrong is not None:
+                failures.append(wrong)
+            if wrong is not None or rack.lives.has_fired():
+                break
+        else:
+            missed.append(name)
     assert not failures, "\n".join(failures)
-    # How often somebody looks, and so how often a point is reached, depends on the moment.
-    assert len(missed) <= len(points) // 10, missed
+    assert not missed
 
 
 AS_IN_A_DEPLOYMENT: Final = re.compile(r"^boot |power_o(n|ff)")

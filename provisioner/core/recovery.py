@@ -122,6 +122,7 @@ FAILURES: Final[Mapping[str, Failure]] = {
     "ticket_contested": _DOUBTFUL,
     "identity_doubtful": _DOUBTFUL,
     "own_host": _DOUBTFUL,
+    "host_refused": _DOUBTFUL,
     # It runs from another disk, and that one claims to hold what we wrote. Which of them the
     # next write would really reach is for a person to find out.
     "wrong_disk": replace(_DOUBTFUL, blames_release=True),
@@ -147,9 +148,8 @@ FAILURES: Final[Mapping[str, Failure]] = {
     # The release was not even begun.
     "queued_timed_out": Failure(blames_release=False),
 }  # fmt: skip
-# A person flagged the host while the operation waited, or reconciled a restored database:
-# what follows is theirs.
-A_PERSONS: Final = ("host_refused", "database_restored")
+# A person reconciled a restored database: what follows is theirs.
+A_PERSONS: Final = ("database_restored",)
 _ANY: Final = Failure()
 
 

@@ -114,13 +114,13 @@ class Performer:
         wanted = is_wanted(outgoing.effect, outgoing.generation, operation, host)
         return operation, host, was_fed or not wanted
 
-    def _look_again(self, operation: Operation, effect: Effect) -> None:
+    def _look_again(self, outgoing: Outgoing) -> None:
         """Raise Overtaken when the effect is no longer wanted."""
 
         def look() -> None:
             with self._store.read() as tx:
-                now = tx.operation(operation.id)
-                wanted = is_wanted(effect, operation.generation, now, tx.host(now.host_id))
+                now, asked = tx.operation(outgoing.operation_id), outgoing.generation
+                wanted = is_wanted(outgoing.effect, asked, now, tx.host(now.host_id))
                 if not wanted or tx.is_observing():
                     raise Overtaken
 
@@ -149,7 +149,7 @@ class Performer:
         while True:
             assert host.bmc is not None
             try:
-                return self._wishes.make_true(self._wish(effect, host.bmc, host, operation, look))
+                return self._wishes.make_true(self._wish(outgoing, host.bmc, host, operation, look))
             except BmcAuthFailed as error:
                 raise _login_refused(error, host, effect) from error
             except DeviceError as error:
@@ -170,15 +170,15 @@ class Performer:
 
     def _wish(
         self,
-        effect: Effect,
+        outgoing: Outgoing,
         address: BmcAddress,
         host: Host,
         operation: Operation,
         look: Callable[[], tuple[Operation, Host] | None],
     ) -> Wish:
-        again = partial(self._look_again, operation, effect)
+        again = partial(self._look_again, outgoing)
         return Wish(
-            effect,
+            outgoing.effect,
             CarefulBmc(self._pool.bmc(address), self._fence, again),
             host,
             operation,

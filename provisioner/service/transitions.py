@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Final
 
 from provisioner.core.contracts import Clock, Outgoing, Tx
-from provisioner.core.effects import Effect
+from provisioner.core.effects import Effect, PowerOffQuarantined
 from provisioner.core.guard import TicketPermit, WritePermit, check_permit
 from provisioner.core.lifecycle import BMC_LOGIN_REFUSED_AT, E, Limits, Step, advance
 from provisioner.core.model import (
@@ -200,12 +200,15 @@ class Transitions:
     def _enqueue(self, tx: Tx, operation: Operation, host: Host, effect: Effect) -> None:
         if host.bmc is None:  # discovered hosts have none yet; there is nobody to tell
             return
+        is_late = isinstance(effect, PowerOffQuarantined)
         tx.enqueue(
             Outgoing(
                 key=self._new_key(),
                 partition=f"{host.bmc.address}:{host.bmc.port}",
                 operation_id=operation.id,
-                generation=operation.generation,
+                # Who is quarantined late is the host as it is now: an inspection of it may have
+                # come after the operation that has failed.
+                generation=host.generation if is_late else operation.generation,
                 effect=effect,
             )
         )

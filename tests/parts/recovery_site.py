@@ -115,7 +115,7 @@ def chain(operation: Operation) -> tuple[str, int, int, str | None]:
     return pins["cause"], pins["attempt"], pins["attempts_max"], pins.get("after")
 
 
-class Died(Exception):
+class Died(BaseException):
     """The process ended here."""
 
 

@@ -267,6 +267,32 @@ def test_a_last_good_release_revoked_meanwhile_leads_to_quarantine(site: Site) -
     assert not site.bmc().is_on
 
 
+def test_a_host_that_was_inspected_meanwhile_is_switched_off_as_well(site: Site) -> None:
+    running(site)
+    failed = fail(site, request(site, "tiny@2", attempts=1))
+    site.operations.request_inspection("r1n1", actor=ACTOR)
+    site.worker.start_queued()
+    site.perform()
+    Agent(site).boots().hello()
+    site.perform()
+    assert site.bmc().is_on
+    site.operations.cancel(failed.id, actor=ACTOR)
+    site.perform()
+    assert site.hosts.show("r1n1").quarantine_reason is not None
+    assert not site.bmc().is_on
+
+
+def test_a_written_host_that_may_not_be_started_again_is_put_aside(site: Site) -> None:
+    """Another host got its UUID meanwhile: nobody flagged it, so nobody looks after it."""
+    running(site)
+    second = follow(site, fail(site, request(site, "tiny@2")))
+    site.add_host(2, uuid=site.hosts.show("r1n1").uuid)
+    site.worker.start_queued()
+    refused = site.at(second)
+    assert (refused.error or {})["code"] == "host_refused"
+    assert what(refused) == ("quarantine", "done")
+
+
 @pytest.mark.parametrize("flags", [{"is_protected": True}, {"in_maintenance": True}], ids=str)
 def test_a_host_that_a_person_has_taken_is_left_to_them(site: Site, flags: dict[str, bool]) -> None:
     running(site)

@@ -87,6 +87,7 @@ DOUBTFUL = [
     "ticket_contested",
     "identity_doubtful",
     "own_host",
+    "host_refused",
     "wrong_disk",
     "bmc_auth_failed",
 ]
@@ -96,7 +97,6 @@ EXPECTED = {
     **dict.fromkeys(UNTRUSTED, (LAST, LAST)),
     **dict.fromkeys(SAME_AGAIN, (LAST, LAST)),
     **dict.fromkeys(DOUBTFUL, (HANDS_OFF, HANDS_OFF)),
-    "host_refused": (NEVER, NEVER),
     "database_restored": (NEVER, NEVER),
 }
 

@@ -89,7 +89,7 @@ class Group:
 
     @property
     def healthy(self) -> int:
-        """Active hosts that nothing is being done to."""
+        """Serving hosts that nothing is being done to."""
         return self.active - self.load.active_in_flight
 
 

@@ -21,6 +21,11 @@ REQUESTS_KEPT: Final = timedelta(days=90)
 FAILURES_MAX: Final = 1000
 QUEUED_MAX: Final = 5000
 FLEET: Final = "fleet"
+_IS_SERVING: Final = (
+    (hosts.c.state == HostState.ACTIVE.value)
+    & ~hosts.c.in_maintenance
+    & hosts.c.quarantine_reason.is_(None)
+)
 _IN_FLIGHT_PHASES: Final = sorted(set(Phase) - FINAL - {Phase.QUEUED})
 
 
@@ -38,7 +43,6 @@ class FleetQueries(Queries):
         """Return the load of each group, and under None that of hosts without one."""
         is_in_flight = operations.c.phase.in_(_IN_FLIGHT_PHASES)
         is_recent = operations.c.started_at > started_after
-        is_active = hosts.c.state == HostState.ACTIVE.value
         counts = operations.c.requested_by != not_by
         # Not the bare column: SQLite would then go through all hosts in the order of its
         # index, and not through what is in flight.
@@ -48,7 +52,7 @@ class FleetQueries(Queries):
                 group.label("name"),
                 _how_many(is_in_flight & counts).label("in_flight"),
                 _how_many(is_recent & counts).label("started"),
-                _how_many(is_in_flight & is_active).label("active_in_flight"),
+                _how_many(is_in_flight & _IS_SERVING).label("active_in_flight"),
             )
             .join_from(operations, hosts)
             # A union, since SQLite reads all operations for the two conditions in one.
@@ -68,7 +72,7 @@ class FleetQueries(Queries):
             select(
                 hosts.c.group_name.label("name"),
                 func.count().label("all"),
-                _how_many(hosts.c.state == HostState.ACTIVE.value).label("active"),
+                _how_many(_IS_SERVING).label("active"),
             )
             .where(hosts.c.group_name.in_(wanted), hosts.c.state != HostState.RETIRED.value)
             .group_by(hosts.c.group_name)

@@ -96,6 +96,8 @@ def _where(name: str, column: str, condition: TextClause, *, unique: bool = Fals
     return Index(name, column, unique=unique, sqlite_where=condition, postgresql_where=condition)
 
 
+_COUNTED: Final = ("state", "in_maintenance", "quarantine_reason")
+
 hosts: Final = Table(
     "hosts",
     metadata,
@@ -129,9 +131,9 @@ hosts: Final = Table(
         "(bmc_address IS NULL) = (bmc_password IS NULL)",
         name="bmc_has_password",
     ),
-    Index("ix_hosts_of_group", "group_name", "state"),
     # All that counting needs of a host, so that its inventory is not read past.
-    Index("ix_hosts_group_by_id", "id", "group_name", "state"),
+    Index("ix_hosts_of_group", "group_name", *_COUNTED),
+    Index("ix_hosts_group_by_id", "id", "group_name", *_COUNTED),
 )
 
 nics: Final = Table(

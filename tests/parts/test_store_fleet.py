@@ -70,6 +70,21 @@ def test_loads_are_counted_by_group(store: Store) -> None:
         assert tx.group_sizes([]) == {}
 
 
+@pytest.mark.parametrize("out", [{"in_maintenance": True}, {"quarantine_reason": "it failed"}])
+def test_who_is_out_of_the_pool_is_not_counted_as_serving(store: Store, out: Any) -> None:
+    with store.begin() as tx:
+        add(tx, 1, Phase.NETBOOTING, group="web", state=HostState.ACTIVE, started_at=NOW)
+        add(tx, 2, Phase.SUCCEEDED, group="web", state=HostState.ACTIVE)
+        assert tx.group_sizes(["web"]) == {"web": (2, 2)}
+        for name in ("r1n1", "r1n2"):
+            host = tx.host_named(name)
+            assert host is not None
+            tx.save_host(replace(host, **out))
+        assert tx.group_sizes(["web"]) == {"web": (2, 0)}
+        loads = tx.loads(started_after=NOW - 60 * SECOND, not_by="discovery")
+        assert loads == {"web": Load(1, 1, 0)}, "it takes nothing away from those that serve"
+
+
 def test_a_host_that_changes_its_group_is_counted_there(store: Store) -> None:
     with store.begin() as tx:
         tx.add_host(a_host(labels={"group": "web"}))

@@ -24,7 +24,15 @@ from provisioner.web.api.auth import MAY, Verb
 from provisioner.web.api.operations import STREAMS_MAX
 from tests.parts.fake_bmc import FakeBmc
 from tests.parts.http_listener import listening
-from tests.parts.service_site import ACTOR, BMC_PASSWORD, Agent, Site, mac
+from tests.parts.service_site import (
+    ACTOR,
+    BMC_PASSWORD,
+    PROFILE_SECRET,
+    Agent,
+    Site,
+    mac,
+    profile_document,
+)
 
 SPEC = {
     "name": "r1n1",
@@ -305,6 +313,17 @@ def test_a_role_may_do_what_it_may(site: Site, url: str, role: str, may: list[st
             with pytest.raises(TrustError) as caught:
                 change()
             assert (caught.value.code, caught.value.status) == ("role_refused", 403)
+
+
+@pytest.mark.parametrize("role", ["viewer", "publisher", "operator"])
+def test_what_a_profile_holds_is_for_those_who_may_use_it(site: Site, url: str, role: str) -> None:
+    may = role == "operator"
+    site.profiles.save("web", profile_document(), actor=ACTOR)
+    headers = {"Authorization": f"Bearer {token_for(site, role)}"}
+    for path in ("/profiles", "/profiles/web"):
+        answer = httpx.get(f"{url}/api/v1{path}", headers=headers)
+        assert answer.status_code == (200 if may else 403)
+        assert (PROFILE_SECRET in answer.text) == may
 
 
 # --- refusals -----------------------------------------------------------------------------

@@ -20,14 +20,14 @@ def profile_routes(services: ApiServices) -> APIBlueprint:
 
     @api.get("/profiles")
     @api.output(ProfilesOut)
-    @needs(Verb.READ)
+    @needs(Verb.OPERATE)  # a profile may hold secrets of its hosts
     def list_profiles() -> Shown:
         """List the newest revision of every profile."""
         return {"profiles": [asdict(profile) for profile in profiles.list()]}
 
     @api.get("/profiles/<name>")
     @api.output(ProfileOut)
-    @needs(Verb.READ)
+    @needs(Verb.OPERATE)
     def get_profile(name: str) -> Shown:
         """Show the newest revision of a profile."""
         return asdict(profiles.show(name))

@@ -94,13 +94,7 @@ def authorise_ticket(
     Raises HostRefused when it may not start at all: waiting would not help.
     """
     for expected, found, why in _ticket_refusals(operation, host, facts):
-        raise HostRefused(
-            f"host {host.name} was left alone: {why}",
-            host=host.name,
-            expected=expected,
-            found=found,
-            hint=f"provisioner host show {host.name}; then request it again",
-        )
+        raise left_alone(host, why, expected, found)
     is_active = host.state is HostState.ACTIVE
     for reason in _delays(facts.breaker, facts.is_observing, is_active, fleet, rules):
         return Wait(reason)
@@ -209,6 +203,9 @@ def _write_refusals(
         yield "a service that acts", "one that observes", "the service only observes"
     if not (request.disk.serial or request.disk.wwn):
         yield "a serial or a WWN", request.disk.name, "the disk cannot be told from others"
+    found = host.inventory["disks"] if host.inventory is not None else ()
+    if [identity(Disk.from_dict(one)) for one in found].count(allowed) > 1:
+        yield "a disk like no other", allowed, "several disks have the same identity"
     if asked != allowed:
         yield allowed, asked, "the disk is not the one that the profile's rule picks"
     first = operation.evidence.get("disk")
@@ -250,6 +247,19 @@ def _delays(
             f"enough of group {group.name} have started within a minute "
             f"(limits.group_starts_per_minute_max {rules.group_starts_per_minute_max})"
         )
+
+
+def left_alone(
+    host: Host, why: str, expected: object = "a host without flags", found: object = None
+) -> HostRefused:
+    """Return the error for an operation that may not start, or not go on to its netboot."""
+    return HostRefused(
+        f"host {host.name} was left alone: {why}",
+        host=host.name,
+        expected=expected,
+        found=found if found is not None else why,
+        hint=f"provisioner host show {host.name}; then request it again",
+    )
 
 
 def why_not_begun(operation: Operation, host: Host) -> str | None:

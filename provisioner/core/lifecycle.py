@@ -121,6 +121,7 @@ _NETBOOT: Final[Table] = {
     # lock accounts.
     (_P.NETBOOTING, E.BMC_LOGIN_REFUSED): (_P.FAILED,  (),                      None),
     (_P.NETBOOTING, E.TIMED_OUT):      (_P.FAILED,     (ReturnToDisk(),),       None),
+    (_P.NETBOOTING, E.REFUSED):        (_P.FAILED,     (ReturnToDisk(),),       None),
     (_P.NETBOOTING, E.CANCEL):         (_P.CANCELLED,  (ReturnToDisk(),),       None),
     # Two came with its ticket, or whoever came may be another host: neither goes on.
     (_P.NETBOOTING, E.CONTESTED):      (_P.FAILED,     (ReturnToDisk(),),       None),

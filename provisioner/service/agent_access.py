@@ -1,7 +1,7 @@
 """Who may speak for an operation: boot tickets, agent tokens, and the sessions behind them."""
 
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, NoReturn
 
 from provisioner.core.contracts import AgentToken, Tx
 from provisioner.core.model import Event, Host, Json, Kind, Operation, Phase, Ticket
@@ -68,14 +68,16 @@ def check_claim(
     ticket: Ticket, operation: Operation, host: Host, said: Hello, now: datetime
 ) -> None:
     """Raise TicketRefused for a ticket that was used or has expired, and TicketContested when
-    somebody else has used it for an operation that is still open.
+    somebody else has used it: also when that has ended the operation, or whoever comes first
+    could silence the alarm by saying quickly that it failed.
 
-    The session that used it may come late and again; it is nobody else.
+    The session that used it may come late and again; it is nobody else. A ticket that was
+    taken back unused has no session.
     """
     known = operation.evidence.get(SESSION) or {}
     is_same = said.session is not None and known.get("digest") == digest_of(said.session)
-    is_current = ticket.generation == operation.generation and not operation.is_final
-    if ticket.consumed_at is not None and is_current and not is_same:
+    was_used = bool(known) or not operation.is_final
+    if ticket.consumed_at is not None and was_used and not is_same:
         raise contested(operation, host.name, "another session")
     check_ticket(ticket, host, now)
 
@@ -110,14 +112,23 @@ def note_refused_ticket(
             detail={"address": source, "found": error.found} if is_alarm else {"address": source},
         )
     )
-    # Anybody on the network can invent tickets. The timeline has a limit, the audit
-    # log has none, so only a ticket that was ours once is worth a row in it.
-    if ticket is not None:
+    # Anybody on the network can invent tickets, and repeat one that they heard. The timeline
+    # has a limit, the audit log has none, so only a ticket that was ours once is worth a row
+    # in it, and the same from the same address only one.
+    if ticket is not None and _is_news(tx, f"{error.code} {ticket.digest} {source}", now):
         why: Json = {"why": error.message, "address": source}
         if is_alarm:
             why |= {"expected": error.expected, "found": error.found}
         subject = error.host or tx.host(ticket.host_id).name
         tx.audit(now, AGENT, error.code if is_alarm else "ticket.refused", subject, why)
+
+
+def _is_news(tx: Tx, refusal: str, now: datetime) -> bool:
+    """Say whether this was not refused before, and keep that it was."""
+    if tx.recall(refusal) is not None:
+        return False
+    tx.remember(refusal, {}, now)
+    return True
 
 
 def is_repeat(ticket: Ticket, operation: Operation, said: Hello) -> bool:
@@ -174,13 +185,11 @@ def session_of(
     check_acting(tx)
     agent = tx.agent_token(digest_of(token))
     if agent is None or now >= agent.expires_at:
-        raise TokenRefused(
-            "this agent token is not valid (any more)",
-            expected="the token of an open operation, used without long pauses",
-            hint="the operation has ended, or its agent was silent; nothing more may be written",
-        )
+        _refuse_token()
     operation = tx.operation(agent.operation_id)
     host = tx.host(operation.host_id)
+    if tx.agent_token(agent.digest) is None:
+        _refuse_token()  # revoked while we waited for the operation
     if agent.generation != host.generation or (operation.is_final and not ended):
         raise TokenRefused(
             "this agent acts for an operation that is over",
@@ -191,6 +200,14 @@ def session_of(
     if not operation.is_final:
         lifetime.renew(tx, agent, now)
     return agent, operation, host
+
+
+def _refuse_token() -> NoReturn:
+    raise TokenRefused(
+        "this agent token is not valid (any more)",
+        expected="the token of an open operation, used without long pauses",
+        hint="the operation has ended, or its agent was silent; nothing more may be written",
+    )
 
 
 def check_not_revoked(tx: Tx, operation: Operation) -> None:

@@ -5,14 +5,12 @@ A repeated report gets the same answer again, since any answer may be lost on it
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
 
 from provisioner.core.contracts import AgentToken, Clock, Store, Tx
-from provisioner.core.disks import Disk, DiskRule, choose_disk
-from provisioner.core.guard import WriteRefused, WriteRequest, authorise_write, identity
+from provisioner.core.guard import why_not_begun
 from provisioner.core.lifecycle import E, NotAllowed, is_allowed
-from provisioner.core.model import Host, Json, Kind, Operation, Phase, Ticket
-from provisioner.errors import Gone, TrustError
+from provisioner.core.model import Host, Json, Operation, Phase, Ticket
+from provisioner.errors import TrustError
 
 from .addresses import Addresses
 from .agent_access import (
@@ -35,11 +33,10 @@ from .agent_bodies import (
     event_of,
     hello_in,
     number_in,
-    object_in,
     seconds_in,
     text_in,
 )
-from .agent_orders import Places, orders_for, pinned_profile
+from .agent_orders import Places, orders_for
 from .chance import Derived, digest_of
 from .homecoming import Homecoming
 from .identity import (
@@ -51,10 +48,8 @@ from .identity import (
 )
 from .identity import TicketRefused as TicketRefused
 from .identity import TokenRefused as TokenRefused
-from .seeds import render_seed
+from .permissions import Permissions
 from .transitions import Transitions
-
-PERMISSION_S: Final = 30
 
 
 class AgentSessions:
@@ -84,7 +79,9 @@ class AgentSessions:
         self._clock = clock
         self._derived = derived
         self._places = Places(boot_url, mirrors)
-        self._vendor_data = vendor_data
+        self._permissions = Permissions(
+            store, transitions, clock, derived, self._lifetime, vendor_data
+        )
         self._homecoming = Homecoming(store, transitions, clock, derived)
 
     def hello(self, body: Json, source: str) -> Json:
@@ -113,8 +110,11 @@ class AgentSessions:
             return error
 
     def _stop_contested(self, tx: Tx, said: Hello, error: TicketRefused) -> None:
-        """End the operation for all who claim it; nothing starts it again by itself."""
+        """End the operation for all who claim it; nothing starts it again by itself, also when
+        it had ended before."""
         _, operation = known_ticket(tx, said.ticket)
+        if operation.follow_up_at is not None:
+            self._transitions.call_off(tx, operation, error.code)
         if is_allowed(operation, E.CONTESTED):
             self._transitions.apply(
                 tx,
@@ -133,7 +133,7 @@ class AgentSessions:
         if not again:
             check_claim(ticket, operation, host, said, now)
         try:
-            self._check_who(tx, ticket, host, said, source)
+            self._check_who(tx, operation, ticket, host, said, source)
         except TicketRefused as error:
             if again:
                 raise contested(operation, host.name, error.message) from error
@@ -166,8 +166,18 @@ class AgentSessions:
         tx.add_event(event_of(now, "agent", text, host, operation))
         return orders_for(tx, step.operation, host, token, self._places, now)
 
-    def _check_who(self, tx: Tx, ticket: Ticket, host: Host, said: Hello, source: str) -> None:
-        """Raise TicketRefused unless what came is the ticket's host and can be no other."""
+    def _check_who(
+        self, tx: Tx, operation: Operation, ticket: Ticket, host: Host, said: Hello, source: str
+    ) -> None:
+        """Raise TicketRefused unless what came is the ticket's host, can be no other, and has
+        not been flagged since the operation started."""
+        if (reason := why_not_begun(operation, host)) is not None:
+            raise TicketRefused(
+                f"host {host.name} is left alone: {reason}",
+                host=host.name,
+                expected="a host without flags",
+                found=reason,
+            )
         check_identity(ticket, host, said.inventory)
         check_unique(tx, host, said.inventory)
         doubt = self._addresses.doubt(host.macs, source)
@@ -181,38 +191,8 @@ class AgentSessions:
             )
 
     def authorise(self, token: str, body: Json) -> Json:
-        """Return a permission to write, or raise WriteRefused. The host is saved as dirty,
-        in the same transaction, before the agent hears of it."""
-        try:
-            return self._authorise(token, body)
-        except WriteRefused as error:
-            self._note_refused_write(token, error)
-            raise
-
-    def _authorise(self, token: str, body: Json) -> Json:
-        generation, release = number_in(body, "generation"), text_in(body, "release")
-        disk = Disk.from_dict({"rotational": False, "bus": "virtio", **object_in(body, "disk")})
-        now = self._clock()
-        with self._store.begin() as tx:
-            agent, operation, host = session_of(tx, token, self._clock(), self._lifetime)
-            chosen = self._chosen_disk(tx, operation, host)
-            asked = WriteRequest(agent.host_id, generation, release, disk)
-            facts = self._transitions.guard.of(tx, operation, host)
-            permit = authorise_write(asked, operation, host, chosen, facts, now=now)
-            first = operation.phase is Phase.PREPARING
-            self._transitions.apply(
-                tx,
-                operation.id,
-                E.WRITE_PERMITTED if first else E.REPORTED,
-                generation=generation,
-                actor=AGENT,
-                evidence={"disk": identity(chosen), "disk_name": chosen.name} if first else None,
-                permit=permit,
-            )
-            if first:
-                where = f"may write {chosen.name}, serial {chosen.serial}, WWN {chosen.wwn}"
-                tx.add_event(event_of(now, "agent", where, host, operation))
-            return {"permitted": True, "expires_in_s": PERMISSION_S}
+        """Answer who asks to write. See `Permissions`."""
+        return self._permissions.authorise(token, body)
 
     def progress(self, token: str, body: Json) -> Json:
         """Save a heartbeat. Raises when the agent must stop before its next write."""
@@ -233,44 +213,8 @@ class AgentSessions:
             return {"go_on": True}
 
     def seed(self, token: str, body: Json) -> Json:
-        """Return the seed, once. Raises Gone the second time."""
-        generation = number_in(body, "generation")
-        now = self._clock()
-        with self._store.begin() as tx:
-            _, operation, host = session_of(tx, token, self._clock(), self._lifetime)
-            check_not_revoked(tx, operation)
-            writes = operation.phase in (Phase.WRITING, Phase.VERIFYING)
-            if (
-                generation != operation.generation
-                or operation.kind is not Kind.DEPLOYMENT
-                or not writes
-            ):
-                raise TokenRefused(
-                    "the seed is only for the agent that writes",
-                    host=host.name,
-                    expected="writing or verifying",
-                    found=str(operation.phase),
-                )
-            taken_before = not tx.take_seed(operation.id, now)
-            text = "seed asked for a second time, refused" if taken_before else "seed handed out"
-            tx.add_event(event_of(now, "agent", text, host, operation))
-            tx.audit(
-                now,
-                AGENT,
-                "seed.refused" if taken_before else "seed.taken",
-                host.name,
-                {"operation": operation.id},
-            )
-            profile = pinned_profile(tx, operation)
-        if taken_before or profile is None:
-            raise Gone(
-                "the seed has left already", host=host.name, hint="reimage the host for a new one"
-            )
-        nonce = self._derived.nonce(operation.id, operation.generation)
-        documents = render_seed(
-            operation, host, profile, vendor_data=self._vendor_data(nonce.reveal())
-        )
-        return dict(documents)
+        """Return the seed, once. See `Permissions`."""
+        return self._permissions.seed(token, body)
 
     def failed(self, token: str, body: Json) -> Json:
         """Save why the agent gave up, and tell it when it is to stay in the ramdisk.
@@ -350,20 +294,6 @@ class AgentSessions:
     def phone_home(self, body: Json, source: str) -> Json:
         """Judge the report of a freshly booted system. See `Homecoming`."""
         return self._homecoming.phone_home(body, source)
-
-    def _note_refused_write(self, token: str, error: WriteRefused) -> None:
-        with self._store.begin() as tx:
-            _, operation, host = session_of(tx, token, self._clock(), self._lifetime)
-            now, why = self._clock(), f"write refused: {error.message}"
-            tx.add_event(event_of(now, "agent", why, host, operation))
-            tx.audit(now, AGENT, "write.refused", host.name, error.as_dict())
-
-    def _chosen_disk(self, tx: Tx, operation: Operation, host: Host) -> Disk:
-        profile = pinned_profile(tx, operation)
-        if profile is None or host.inventory is None:
-            raise TokenRefused("this operation writes no disk", host=host.name)
-        disks = [Disk.from_dict(disk) for disk in host.inventory["disks"]]
-        return choose_disk(DiskRule.parse(profile.document["disk"]), disks)
 
 
 def _found(evidence: Json) -> str:

@@ -18,7 +18,7 @@ from provisioner.core.bootplan import (
 )
 from provisioner.core.contracts import Clock, Store, Tx
 from provisioner.core.fleet import Fleet, Load, Rules
-from provisioner.core.guard import HostRefused, Wait, authorise_ticket
+from provisioner.core.guard import HostRefused, Wait, authorise_ticket, why_not_begun
 from provisioner.core.lifecycle import RUNG_LAST
 from provisioner.core.model import (
     Event,
@@ -158,6 +158,8 @@ class BootService:
             return None
         if ticket.operation_id != operation.id or ticket.generation != host.generation:
             return None
+        if why_not_begun(operation, host) is not None:
+            return None  # flagged since it started
         value = self._derived.ticket(operation.id, operation.generation)
         return TicketOffer(ticket, value, operation.pins["ramdisk"])
 
@@ -177,6 +179,8 @@ class BootService:
         with self._store.read() as tx:
             if host is None and self._is_full(tx):
                 return _TOO_MANY
+            if (reason := tx.breaker().why_open) is not None:
+                return LocalDisk(LocalBoot.AUTO, f"it is not inspected now: {reason}")
         now = self._clock()
         with self._store.begin() as tx:
             if host is None:

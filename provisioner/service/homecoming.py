@@ -141,7 +141,7 @@ def _mismatch(body: Json, operation: Operation, release_id: str | None) -> Json 
             "found": bounded(body.get("release_id"), DETAIL_BYTES_MAX),
             "hint": "check the boot order: it may have started an old system from another disk",
         }
-    if _name_of(found, disk) != _name_of(disk, disk):
+    if not _is_same_disk(found, disk):
         return {
             "code": "wrong_disk",
             "message": "the host runs from another disk than the deployed one",
@@ -152,11 +152,16 @@ def _mismatch(body: Json, operation: Operation, release_id: str | None) -> Json 
     return None
 
 
-def _name_of(disk: Json, permitted: Json) -> str | None:
-    """Return what tells `disk` from others, by what the permitted one is known by."""
-    if permitted.get("serial"):
-        return str(disk.get("serial"))
-    return bare_wwn(str(disk.get("wwn")))
+def _is_same_disk(found: Json, permitted: Json) -> bool:
+    """Compare by all that the permitted disk is known by: two name spaces of one NVMe drive
+    have one serial. A WWN that the new system's kernel does not tell is not held against it
+    where there is a serial."""
+    serial, wwn = permitted.get("serial"), permitted.get("wwn")
+    if serial and str(found.get("serial")) != serial:
+        return False
+    if wwn and (found.get("wwn") or not serial):
+        return bare_wwn(str(found.get("wwn"))) == bare_wwn(str(wwn))
+    return bool(serial or wwn)
 
 
 def _refuse_nonce() -> NoReturn:

@@ -35,12 +35,11 @@ class TokenRefused(TrustError):
 
 def with_inventory(host: Host, inventory: Json) -> Host:
     """Return the host with its inventory and what was not known of it before."""
-    uuid = str(inventory.get("uuid") or "").lower()
     serial = str(inventory.get("serial") or "")
     return replace(
         host,
         inventory=inventory,
-        uuid=host.uuid or (uuid if uuid and uuid not in EMPTY_UUIDS else None),
+        uuid=host.uuid or known_uuid(_text(inventory, "uuid")),
         serial=host.serial or serial[:TEXT_MAX] or None,
         firmware=_firmware(host, inventory.get("firmware")),
     )

@@ -14,7 +14,13 @@ from typing import Any, Final
 import structlog
 
 from provisioner.core.contracts import Clock, EffectWorker, Store, Tx
-from provisioner.core.guard import HostRefused, Wait, authorise_ticket
+from provisioner.core.guard import (
+    HostRefused,
+    Wait,
+    authorise_ticket,
+    left_alone,
+    why_not_begun,
+)
 from provisioner.core.lifecycle import E, NotAllowed, deadline_event
 from provisioner.core.model import FINAL, Host, Json, Kind, Operation, OperationId, Phase
 from provisioner.core.profile import Check, Health, health_of
@@ -137,6 +143,8 @@ class Worker:
             # Who waits now waits a moment later as well, and the queue may be long.
             self._next_start = now + (WAITING_LOOK if self._has_waiting else timedelta())
         self.prove_booted()
+        if self._clock() - now > OUTAGE:
+            self._next_overdue = self._clock() + OUTAGE_GRACE  # stopped in the middle
         if now >= self._next_overdue:
             self.end_overdue()
             self._next_overdue = now + OVERDUE_EVERY
@@ -201,27 +209,41 @@ class Worker:
 
     def end_overdue(self) -> None:
         """Give every operation whose deadline has passed its next rung or its end."""
+        looked_at = self._clock()
         with self._store.read() as tx:
             overdue = tx.operations(
                 phases=[phase for phase in Phase if phase not in FINAL],
-                overdue_at=self._clock(),
+                overdue_at=looked_at,
                 newest_first=False,
                 limit=BATCH_MAX,
             )
         for operation in overdue:
+            if self._clock() - looked_at > OUTAGE:
+                return  # stopped meanwhile: they may speak first
             with _alone(operation.id):
                 self._end_or_hold(operation)
 
-    def _end_or_hold(self, operation: Operation) -> None:
-        """End what is overdue; but who only waits for its turn may wait on, for a while."""
-        waits = self._waits.why([operation]).get(operation.id)
-        if waits is not None and self._transitions.limits.may_wait(operation, self._clock()):
-            self._apply(operation, E.HELD)
-            return
-        with self._store.read() as tx:
+    def _end_or_hold(self, seen: Operation) -> None:
+        """End what is overdue; but who only waits for its turn may wait on, for a while.
+
+        Judged by what is saved at that moment: it may have been heard of since it was seen,
+        or another worker have ended it.
+        """
+        waits = self._waits.why([seen]).get(seen.id)
+        with self._store.begin() as tx:
+            operation, now = tx.operation(seen.id), self._clock()
+            if operation.deadline_at is None or now < operation.deadline_at:
+                return
             host = tx.host(operation.host_id)
-        error = overdue_error(operation, host, self._clock(), waits)
-        self._apply(operation, deadline_event(operation), error=error)
+            flagged = why_not_begun(operation, host)
+            error: Json | None = overdue_error(operation, host, now, waits)
+            event = deadline_event(operation)
+            if waits is not None and self._transitions.limits.may_wait(operation, now):
+                event, error = E.HELD, None
+            elif flagged is not None and operation.phase is Phase.NETBOOTING:
+                # No further rung for a host that somebody has put aside since.
+                event, error = E.REFUSED, left_alone(host, flagged).as_dict()
+            self._move(tx, operation, event, error=error)
 
     def prove_booted(self) -> None:
         """Begin a round of health checks for each operation that is due one."""
@@ -261,14 +283,8 @@ class Worker:
             log.info("decision overtaken", operation=operation_id, why=refusal.message)
         except ProvisionerError as error:
             log.warning("health check not saved", operation=operation_id, why=error.message)
-
-    def _apply(self, operation: Operation, event: E, *, error: Json | None = None) -> None:
-        try:
-            with self._store.begin() as tx:
-                self._move(tx, operation, event, error=error)
-        except NotAllowed as refusal:
-            # Something else happened since we looked; the next look decides anew.
-            log.info("decision overtaken", operation=operation.id, why=refusal.message)
+        except Exception:  # nobody looks at what the thread came to
+            log.exception("health check failed", operation=operation_id)
 
     def _move(self, tx: Tx, operation: Operation, event: E, **more: Any) -> None:
         self._transitions.apply(
@@ -315,7 +331,9 @@ _EXPECTED: Final[dict[Phase, tuple[str, str]]] = {
     Phase.QUEUED: ("its turn to start", "raise the limit that kept it waiting"),
     Phase.NETBOOTING: (
         "the boot ticket to come back from the ramdisk",
-        "look at the host's console and at its boot order; the network must reach our DHCP",
+        "look at the host's console and at its boot order; the network must reach our DHCP. It "
+        "was told to boot its disk, and not restarted: `provisioner host power HOST reset` if it "
+        "hangs",
     ),
     Phase.PREPARING: ("the agent to ask for its permission", "look at the host's console"),
     Phase.WRITING: ("reports of the agent", "look at the host's console; then reimage it again"),

@@ -106,6 +106,11 @@ class OperationQueries(Queries):
         if self._save(operations, operation_row(operation)) < 1:
             raise NotFound(f"there is no operation {operation.id}")
 
+    def is_seed_taken(self, operation_id: OperationId) -> bool:
+        taken_at = select(operations.c.seed_taken_at).where(operations.c.id == operation_id)
+        row = self._one(taken_at)
+        return row is not None and row["seed_taken_at"] is not None
+
     def take_seed(self, operation_id: OperationId, at: datetime) -> bool:
         seed = operations.c.seed_taken_at
         take = operations.update().where(operations.c.id == operation_id, seed.is_(None))

@@ -87,7 +87,9 @@ def restored(
 
     Agent(site).until(Phase.PROVING)
     first = site.operations.list("r1n1", limit=1)[0]
-    site.worker._apply(first, E.SOAKED)
+    with site.store.begin() as tx:
+        soaked = E.SOAKED
+        site.transitions.apply(tx, first.id, soaked, generation=first.generation, actor=ACTOR)
     site.clock.pass_(HOUR.total_seconds())
     second = site.deploy("r1n1")
     site.perform()

@@ -1,15 +1,16 @@
 """Nothing is stuck: every phase ends by its deadline or by a person, and says why."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
-from provisioner.core.contracts import AgentToken
+from provisioner.core.contracts import AgentToken, Clock
 from provisioner.core.lifecycle import AGENT_SILENCE_LIMIT, LIMIT, RUNG_LAST, NotAllowed
 from provisioner.core.model import BootDevice, HostState, Operation, Phase
 from provisioner.errors import Conflict, TrustError
 from provisioner.service.chance import digest_of
+from provisioner.service.worker import OUTAGE, Worker
 from tests.parts.service_site import ACTOR, Agent, Site
 
 A_SECOND = timedelta(seconds=1)
@@ -191,3 +192,50 @@ def test_a_tick_that_meets_nothing_does_nothing(site: Site) -> None:
     for tick in ticks:
         tick()
     assert site.outbox.waiting == []
+
+
+# --- what happens while deadlines are looked at ---------------------------------------------------
+
+
+class Interrupting:
+    """A clock; what happens after it was read so often happens between two lines."""
+
+    def __init__(self, clock: Clock, reads: int, happens: Callable[[], object]) -> None:
+        self._clock, self.left, self._happens = clock, reads, happens
+
+    def __call__(self) -> datetime:
+        self.left -= 1
+        if self.left == 0:
+            self._happens()
+        return self._clock()
+
+
+def ends_overdue(site: Site, happens: Callable[[], object]) -> None:
+    """Have a worker end what is overdue, and something happen after it has looked."""
+    clock = Interrupting(site.clock, 10**6, happens)
+    site_of = (site.store, site.transitions, site.performer, site.outbox)
+    worker = Worker(*site_of, clock, site.recovery)
+    clock.left = 2
+    worker.end_overdue()
+    assert clock.left <= 0, "it has happened"
+
+
+def test_a_rung_that_another_worker_has_taken_is_not_skipped(site: Site) -> None:
+    operation = deployed_to(site, Phase.NETBOOTING)
+    site.clock.pass_(LIMIT[Phase.NETBOOTING].total_seconds())
+    ends_overdue(site, site.worker.end_overdue)
+    assert site.at(operation).rung == 1
+
+
+def test_a_system_that_phones_home_at_the_last_moment_is_heard(site: Site) -> None:
+    operation = deployed_to(site, Phase.BOOTING)
+    site.clock.pass_(LIMIT[Phase.BOOTING].total_seconds())
+    ends_overdue(site, Agent(site).phone_home)
+    assert site.phase(operation) is Phase.PROVING
+
+
+def test_a_worker_that_stood_still_since_its_look_ends_nothing(site: Site) -> None:
+    operation = deployed_to(site, Phase.BOOTING)
+    site.clock.pass_(LIMIT[Phase.BOOTING].total_seconds())
+    ends_overdue(site, lambda: site.clock.pass_(OUTAGE.total_seconds() + 1))
+    assert site.phase(operation) is Phase.BOOTING

@@ -66,6 +66,17 @@ def test_a_look_is_judged_by_what_others_saved_meanwhile(site: Site, proving: Op
     assert site.at(proving).evidence["healthy_since"] == site.clock().isoformat()
 
 
+def test_a_check_that_breaks_is_told_of_and_the_others_go_on(
+    site: Site, proving: Operation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def examine(_checks: Sequence[Check], _address: str, _evidence: Json) -> list[Finding]:
+        raise ZeroDivisionError("a bug")
+
+    worker(site, examine).check(proving.id)
+    assert "ZeroDivisionError" in capsys.readouterr().out
+    assert site.phase(proving) is Phase.PROVING
+
+
 def test_a_look_of_a_worker_that_stood_still_proves_nothing(site: Site, proving: Operation) -> None:
     before = site.at(proving)
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from provisioner.core.lifecycle import AGENT_SILENCE_LIMIT
 from provisioner.core.model import HostState, Kind, Phase
 from provisioner.errors import TrustError
-from provisioner.service.agents import PERMISSION_S
 from provisioner.service.chance import digest_of
+from provisioner.service.permissions import PERMISSION_S
 from provisioner.service.worker import LOOK_LIMIT, OUTAGE, OUTAGE_GRACE
 
 from .observations import (

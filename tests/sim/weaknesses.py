@@ -29,12 +29,13 @@ from provisioner.core.model import (
     Secret,
 )
 from provisioner.errors import ProvisionerError, TrustError
-from provisioner.service.agents import PERMISSION_S, AgentSessions
+from provisioner.service.agents import AgentSessions
 from provisioner.service.boot import BootService
 from provisioner.service.chance import digest_of
 from provisioner.service.health import Finding
 from provisioner.service.operations import Operations
 from provisioner.service.performer import Performer
+from provisioner.service.permissions import PERMISSION_S
 from provisioner.service.worker import Worker
 
 from . import invariants as never

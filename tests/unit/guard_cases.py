@@ -143,6 +143,7 @@ BEGUN: Final = replace(
 READY: Final = Starting(operation_in(Phase.QUEUED, pins=PINS), HOST)
 ACTIVE: Final = replace(HOST, state=HostState.ACTIVE)
 OTHER_DISK: Final = replace(DISK, serial="LAB-r1n7-1")
+ITS_TWIN: Final = replace(DISK, name="vdb")
 NAMELESS: Final = replace(DISK, serial=None, wwn=None)
 
 
@@ -161,6 +162,10 @@ def starting(**changes: object) -> Starting:
 def in_fleet(group: Group = WEB, host: Host = HOST, **load: int) -> Starting:
     total = replace(FLEET.load, **load)
     return replace(READY, host=host, fleet=Fleet(total, group))
+
+
+def having(*disks: Disk) -> Host:
+    return replace(HOST, inventory={"disks": [disk.as_dict() for disk in disks]})
 
 
 def _both(name: str, *, facts: Facts = FACTS, **changes: object) -> Mapping[str, Case]:
@@ -266,6 +271,9 @@ NO_WRITE: Final[Mapping[str, Mapping[str, Case]]] = {
     "the disk cannot be told from others": {
         "no serial, no WWN": replace(asking(disk=NAMELESS), chosen=NAMELESS),
     },
+    "several disks have the same identity": {
+        "two behind one kind of bridge": replace(GOOD, host=having(DISK, ITS_TWIN)),
+    },
     "the disk is not the one that the profile's rule picks": {
         "another serial": asking(disk=OTHER_DISK),
         "another WWN": asking(disk=replace(DISK, wwn="0x5000c500a1b2c3d4")),
@@ -324,6 +332,7 @@ NOT_ITS_OWN: Final[Mapping[str, Mapping[str, Case]]] = {
 }
 
 ALLOWED: Final[Mapping[str, Case]] = {
+    "write one disk of two that differ": replace(GOOD, host=having(DISK, OTHER_DISK)),
     **{
         f"write in {phase} of a host that is {state}": replace(
             writing(phase=phase), host=replace(HOST, state=state)

@@ -1,0 +1,172 @@
+"""What needs the guard's word: the permission to write, and the seed that is written last."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from provisioner.core.contracts import AgentToken, Clock, Store, Tx
+from provisioner.core.disks import Disk, DiskRule, NoDiskMatches, SeveralDisksMatch, choose_disk
+from provisioner.core.guard import WriteRefused, WriteRequest, authorise_write, identity
+from provisioner.core.lifecycle import E
+from provisioner.core.model import Host, Json, Kind, Operation, Phase, Profile
+from provisioner.errors import Gone
+
+from .agent_access import AGENT, TokenLifetime, check_not_revoked, session_of
+from .agent_bodies import event_of, number_in, object_in, text_in
+from .agent_orders import pinned_profile
+from .chance import Derived
+from .identity import TokenRefused
+from .seeds import render_seed
+from .transitions import Transitions
+
+PERMISSION_S: Final = 30
+
+
+class NoneToWrite(WriteRefused):
+    """As `NoDiskMatches`, said to an agent that found one: an answer for good."""
+
+    code = NoDiskMatches.code
+
+
+class SeveralToWrite(WriteRefused):
+    """As `SeveralDisksMatch`, said to an agent that found one: an answer for good."""
+
+    code = SeveralDisksMatch.code
+
+
+class Permissions:
+    """Answers an agent that asks to write, and for its seed. `vendor_data` renders the
+    reporter's vendor data from a nonce."""
+
+    def __init__(
+        self,
+        store: Store,
+        transitions: Transitions,
+        clock: Clock,
+        derived: Derived,
+        lifetime: TokenLifetime,
+        vendor_data: Callable[[str], str],
+    ) -> None:
+        self._store = store
+        self._transitions = transitions
+        self._clock = clock
+        self._derived = derived
+        self._lifetime = lifetime
+        self._vendor_data = vendor_data
+
+    def authorise(self, token: str, body: Json) -> Json:
+        """Return a permission to write, or raise WriteRefused. The host is saved as dirty,
+        in the same transaction, before the agent hears of it."""
+        with self._noting_refusals(token):
+            return self._authorise(token, body)
+
+    def _authorise(self, token: str, body: Json) -> Json:
+        generation, release = number_in(body, "generation"), text_in(body, "release")
+        disk = Disk.from_dict({"rotational": False, "bus": "virtio", **object_in(body, "disk")})
+        now = self._clock()
+        with self._store.begin() as tx:
+            agent, operation, host = session_of(tx, token, self._clock(), self._lifetime)
+            chosen = self._chosen_disk(tx, operation, host)
+            asked = WriteRequest(agent.host_id, generation, release, disk)
+            facts = self._transitions.guard.of(tx, operation, host)
+            permit = authorise_write(asked, operation, host, chosen, facts, now=now)
+            first = operation.phase is Phase.PREPARING
+            self._transitions.apply(
+                tx,
+                operation.id,
+                E.WRITE_PERMITTED if first else E.REPORTED,
+                generation=generation,
+                actor=AGENT,
+                evidence={"disk": identity(chosen), "disk_name": chosen.name} if first else None,
+                permit=permit,
+            )
+            if first:
+                where = f"may write {chosen.name}, serial {chosen.serial}, WWN {chosen.wwn}"
+                tx.add_event(event_of(now, "agent", where, host, operation))
+            return {"permitted": True, "expires_in_s": PERMISSION_S}
+
+    def seed(self, token: str, body: Json) -> Json:
+        """Return the seed, once, to the agent that may write still. Raises Gone the second time,
+        and WriteRefused when its permission would not be renewed."""
+        generation = number_in(body, "generation")
+        with self._noting_refusals(token), self._store.begin() as tx:
+            profile, operation, host = self._take_seed(tx, token, generation)
+        if profile is None:
+            raise Gone(
+                "the seed has left already", host=host.name, hint="reimage the host for a new one"
+            )
+        nonce = self._derived.nonce(operation.id, operation.generation)
+        documents = render_seed(
+            operation, host, profile, vendor_data=self._vendor_data(nonce.reveal())
+        )
+        return dict(documents)
+
+    def _take_seed(
+        self, tx: Tx, token: str, generation: int
+    ) -> tuple[Profile | None, Operation, Host]:
+        """Return what the seed is made of, and note that it leaves; no profile when it has left
+        before."""
+        now = self._clock()
+        agent, operation, host = session_of(tx, token, now, self._lifetime)
+        has_left = tx.is_seed_taken(operation.id)
+        if not has_left:
+            self._check_seed(tx, agent, operation, host, generation)
+            tx.take_seed(operation.id, now)
+        text = "seed asked for a second time, refused" if has_left else "seed handed out"
+        tx.add_event(event_of(now, "agent", text, host, operation))
+        action = "seed.refused" if has_left else "seed.taken"
+        tx.audit(now, AGENT, action, host.name, {"operation": operation.id})
+        return None if has_left else pinned_profile(tx, operation), operation, host
+
+    def _check_seed(
+        self, tx: Tx, agent: AgentToken, operation: Operation, host: Host, generation: int
+    ) -> None:
+        """Raise unless the seed is for this agent, now: it may write, and has begun to."""
+        check_not_revoked(tx, operation)
+        writes = operation.phase in (Phase.WRITING, Phase.VERIFYING)
+        if (
+            generation != operation.generation
+            or operation.kind is not Kind.DEPLOYMENT
+            or not writes
+        ):
+            raise TokenRefused(
+                "the seed is only for the agent that writes",
+                host=host.name,
+                expected="writing or verifying",
+                found=str(operation.phase),
+            )
+        chosen = self._chosen_disk(tx, operation, host)
+        asked = WriteRequest(agent.host_id, generation, operation.release or "", chosen)
+        facts = self._transitions.guard.of(tx, operation, host)
+        authorise_write(asked, operation, host, chosen, facts, now=self._clock())
+
+    @contextmanager
+    def _noting_refusals(self, token: str) -> Iterator[None]:
+        """Record what the guard refuses, when its transaction is over."""
+        try:
+            yield
+        except WriteRefused as error:
+            with self._store.begin() as tx:
+                _, operation, host = session_of(tx, token, self._clock(), self._lifetime)
+                now, why = self._clock(), f"write refused: {error.message}"
+                tx.add_event(event_of(now, "agent", why, host, operation))
+                tx.audit(now, AGENT, "write.refused", host.name, error.as_dict())
+            raise
+
+    def _chosen_disk(self, tx: Tx, operation: Operation, host: Host) -> Disk:
+        profile = pinned_profile(tx, operation)
+        if profile is None or host.inventory is None:
+            raise TokenRefused("this operation writes no disk", host=host.name)
+        disks = [Disk.from_dict(disk) for disk in host.inventory["disks"]]
+        try:
+            return choose_disk(DiskRule.parse(profile.document["disk"]), disks)
+        except (NoDiskMatches, SeveralDisksMatch) as error:
+            # The agent chose among other disks than it told of before: asking again is no help.
+            refusal = NoneToWrite if isinstance(error, NoDiskMatches) else SeveralToWrite
+            raise refusal(
+                f"host {host.name} may not be written: {error.message}",
+                host=host.name,
+                expected=error.expected,
+                found=error.found,
+                hint="disks came or went since the agent's hello; request the operation again",
+            ) from error

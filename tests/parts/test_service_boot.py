@@ -1,6 +1,7 @@
 """What a host is told that asks the network how to boot: its own disk, but for one case."""
 
 import threading
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -192,6 +193,17 @@ def test_an_inspection_that_never_came_back_is_offered_again(site: Site) -> None
     second = Agent(site, number=9).boots()
     assert second.ticket != first
     assert second.hello()["generation"] == 2
+
+
+@pytest.mark.discovering
+def test_while_the_breaker_is_open_unknown_machines_leave_no_rows(site: Site) -> None:
+    with site.store.begin() as tx:
+        tx.save_breaker(replace(tx.breaker(), opened_at=site.clock(), reason="too many failed"))
+    rows = len(site.audit.rows())
+    for _ in range(3):
+        assert "too many failed" in reason(site.ask(9))
+    assert len(site.audit.rows()) == rows
+    assert site.hosts.list() == []
 
 
 @pytest.mark.discovering

@@ -1,9 +1,12 @@
 """What agents and freshly booted systems report, what is believed of it, and the record of it."""
 
+from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
+from provisioner.core.guard import WriteRefused
 from provisioner.core.lifecycle import NotAllowed
 from provisioner.core.model import HostState, Phase
 from provisioner.errors import Gone, RequestError, TrustError
@@ -32,11 +35,66 @@ def test_the_seed_leaves_once(site: Site, agent: Agent) -> None:
     assert [row.action for row in site.audit.rows()][-2:] == ["seed.taken", "seed.refused"]
 
 
-@pytest.mark.parametrize("reached", [Phase.PREPARING, Phase.BOOTING, Phase.PROVING])
-def test_the_seed_is_only_for_an_agent_that_writes(agent: Agent, reached: Phase) -> None:
-    agent.until(reached)
+def test_the_seed_is_only_for_an_agent_that_writes(agent: Agent) -> None:
+    agent.until(Phase.PREPARING)
     with pytest.raises(TokenRefused, match="writes"):
         agent.seed()
+
+
+@pytest.mark.parametrize("reached", [Phase.VERIFYING, Phase.BOOTING, Phase.PROVING])
+def test_a_second_request_for_the_seed_is_noted_in_every_phase(
+    site: Site, agent: Agent, reached: Phase
+) -> None:
+    agent.until(reached)
+    with pytest.raises(Gone):
+        agent.seed()
+    assert site.audit.rows()[-1].action == "seed.refused"
+
+
+def change_host(site: Site, **changes: Any) -> None:
+    """Change the host's row, whatever it is that somebody may change."""
+    host = site.hosts.show("r1n1")
+    with site.store.begin() as tx:
+        tx.save_host(replace(host, **changes))
+
+
+@pytest.mark.parametrize("flag", ["is_protected", "in_maintenance"])
+def test_who_may_not_write_any_more_gets_no_seed(site: Site, agent: Agent, flag: str) -> None:
+    agent.until(Phase.WRITING)
+    change_host(site, **{flag: True})
+    with pytest.raises(WriteRefused):
+        agent.seed()
+    assert site.audit.rows()[-1].action == "write.refused"
+    change_host(site, **{flag: False})
+    assert PROFILE_SECRET in agent.seed()["user-data"], "it had not left"
+
+
+def test_a_disk_that_went_since_the_hello_ends_the_write_at_once(site: Site, agent: Agent) -> None:
+    """An answer that says "not now" would have the agent ask for ten minutes."""
+    agent.until(Phase.PREPARING)
+    change_host(site, inventory={**agent.inventory, "disks": []})
+    with pytest.raises(WriteRefused) as caught:
+        agent.authorise()
+    assert caught.value.status == 403
+    assert caught.value.expected is not None
+    assert site.audit.rows()[-1].action == "write.refused"
+
+
+@pytest.mark.parametrize(
+    ("serial", "wwn", "is_accepted"),
+    [("S1", "eui.0001", True), ("S1", None, True), ("S1", "0002", False), ("S2", "0001", False)],
+)
+def test_field_26_a_name_space_beside_the_written_one_is_another_disk(
+    site: Site, agent: Agent, serial: str, wwn: str | None, is_accepted: bool
+) -> None:
+    agent.until(Phase.BOOTING)
+    operation = agent.operation()
+    with site.store.begin() as tx:
+        disk = {"serial": "S1", "wwn": "eui.0001", "size_bytes": 8 * 1024**3}
+        tx.save_operation(replace(operation, evidence={**operation.evidence, "disk": disk}))
+    told = agent.phone_home(root_disk={"name": "nvme0n2", "serial": serial, "wwn": wwn})
+    assert told == {"accepted": is_accepted}
+    assert site.phase(operation) is (Phase.PROVING if is_accepted else Phase.FAILED)
 
 
 def test_a_seed_whose_profile_was_changed_since_is_the_pinned_one(site: Site, agent: Agent) -> None:

@@ -2,18 +2,29 @@
 it ends the operation for all, and what could be two hosts gets none."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from provisioner.core.bootplan import LocalDisk, Ramdisk
 from provisioner.core.guard import TicketPermit
+from provisioner.core.lifecycle import LIMIT, E
 from provisioner.core.model import BootDevice, Event, HostState, Json, Kind, Phase
 from provisioner.errors import RequestError
 from provisioner.service.agents import TicketRefused, TokenRefused
 from provisioner.service.chance import digest_of
 from provisioner.service.identity import IdentityDoubtful, TicketContested
-from tests.parts.service_site import ACTOR, GATEWAY, Agent, Site, inventory, mac, tamper
+from tests.parts.service_site import (
+    ACTOR,
+    GATEWAY,
+    PROFILE_SECRET,
+    Agent,
+    Site,
+    inventory,
+    mac,
+    tamper,
+)
 from tests.parts.test_service_boot import reason
 
 ZEROS = "00000000-0000-0000-0000-000000000000"
@@ -174,10 +185,93 @@ def test_the_ticket_of_an_earlier_operation_contests_no_later_one(site: Site, ag
     agent.boots()
     open_with(agent, session=OTHER)
     current, agent.ticket = agent.ticket, old
-    with pytest.raises(TicketRefused, match="used already"):
-        site.agents.hello(body(agent, "aa" * 32), ATTACKER)
+    for _ in range(50):
+        with pytest.raises(TicketContested):
+            site.agents.hello(body(agent, "aa" * 32), ATTACKER)
     agent.ticket = current
     assert agent.operation().phase is Phase.PREPARING
+    assert alarms(site) == [("ticket_contested", "r1n1")], "one row, however often it is repeated"
+
+
+def failed_at_once(agent: Agent) -> None:
+    agent.authorise()
+    assert PROFILE_SECRET in agent.seed()["user-data"]
+    agent.failed()
+
+
+def proven_without_a_write(agent: Agent) -> None:
+    agent.authorise()
+    agent.seed()
+    agent.done()
+    agent.phone_home()
+    operation = agent.operation()
+    with agent.site.store.begin() as tx:
+        agent.site.transitions.apply(
+            tx, operation.id, E.SOAKED, generation=operation.generation, actor=ACTOR
+        )
+
+
+@pytest.mark.parametrize("ending", [failed_at_once, proven_without_a_write])
+def test_who_comes_first_cannot_silence_the_alarm_by_ending_the_operation(
+    site: Site, agent: Agent, ending: Callable[[Agent], None]
+) -> None:
+    agent.boots()
+    open_with(agent, session=OTHER, source=ATTACKER)
+    ending(agent)
+    ended = agent.operation()
+    assert ended.is_final
+    with pytest.raises(TicketContested):
+        site.agents.hello(body(agent), GATEWAY)
+    assert alarms(site) == [("ticket_contested", "r1n1")]
+    site.pass_(timedelta(hours=1))
+    assert agent.operation().id == ended.id, "nothing follows"
+    assert agent.operation().follow_up_at is None
+
+
+def test_an_inspection_that_another_answered_is_contested(site: Site) -> None:
+    site.add_host()
+    site.operations.request_inspection("r1n1", actor=ACTOR)
+    site.worker.start_queued()
+    site.perform()
+    agent = Agent(site).boots()
+    site.agents.hello(body(agent, OTHER, uuid=inventory(2)["uuid"], serial="SN-2"), ATTACKER)
+    assert agent.operation().phase is Phase.SUCCEEDED
+    with pytest.raises(TicketContested):
+        site.agents.hello(body(agent), GATEWAY)
+    assert alarms(site) == [("ticket_contested", "r1n1")]
+
+
+def test_a_ticket_that_was_taken_back_unused_raises_no_alarm(site: Site, agent: Agent) -> None:
+    agent.boots()
+    site.operations.cancel(agent.operation().id, actor=ACTOR)
+    with pytest.raises(TicketRefused) as caught:
+        site.agents.hello(body(agent), GATEWAY)
+    assert not isinstance(caught.value, TicketContested)
+    assert alarms(site) == []
+
+
+@pytest.mark.parametrize("flag", ["is_protected", "in_maintenance"])
+def test_a_host_that_is_flagged_on_its_way_gets_no_ticket_and_is_given_back(
+    site: Site, agent: Agent, flag: str
+) -> None:
+    agent.boots()
+    tamper(site, f"UPDATE hosts SET {flag} = true")
+    assert isinstance(site.ask(), LocalDisk)
+    with pytest.raises(TicketRefused, match="is left alone"):
+        open_with(agent)
+    site.pass_(LIMIT[Phase.NETBOOTING])
+    operation = agent.operation()
+    assert (operation.phase, operation.rung) == (Phase.FAILED, 0)
+    assert (operation.error or {})["code"] == "host_refused"
+    assert site.bmc().next_boot is BootDevice.DISK
+    assert site.bmc().is_on
+
+
+def test_a_uuid_with_a_blank_is_the_same_uuid(site: Site, agent: Agent) -> None:
+    uuid = inventory()["uuid"]
+    agent.boots()
+    open_with(agent, uuid=f" {uuid} ")
+    assert site.hosts.show("r1n1").uuid == uuid
 
 
 def test_a_contest_says_its_ticket_to_nobody(site: Site, agent: Agent) -> None:

@@ -155,8 +155,8 @@ class DbosEffectWorker:
         the same effect comes again. What it raises is a bug: it is logged and recorded,
         and the effect is not tried again.
 
-        Raises ConfigError when a worker of the same name runs already, and Unavailable when
-        the database does not answer.
+        Raises ConfigError when a worker of the same name runs already, on PostgreSQL after its
+        lease and a little, and Unavailable when the database does not answer.
         """
         try:
             is_ours = self._lock.acquire()

@@ -42,11 +42,14 @@ class NameLock:
         self._connection: Connection | None = None
         self._renewed_at = 0.0
 
-    def acquire(self, *, wait: timedelta = HOLDER_GONE_LIMIT) -> bool:
-        """Take the lock; False when somebody else holds it, and still does after `wait`."""
+    def acquire(self, *, wait: timedelta | None = None) -> bool:
+        """Take the lock; False when somebody else holds it, and still does after `wait`: without
+        one, when a holder that is gone would have lost it."""
         if self._engine.dialect.name == "sqlite":
-            return self._lock_file(wait)
-        return self._lock_in_database(wait)
+            return self._lock_file(HOLDER_GONE_LIMIT if wait is None else wait)
+        # A link that was down leaves the server a session of which only the client's end is
+        # gone. It keeps the lock until its lease is over.
+        return self._lock_in_database(LEASE + HOLDER_GONE_LIMIT if wait is None else wait)
 
     def renew(self) -> bool:
         """Keep the lease; False when it was lost. A file's lock needs no keeping."""

@@ -1,5 +1,6 @@
 """A TCP proxy before a PostgreSQL on a Unix socket, that takes the database away, or cuts the
-connection around a COMMIT: before the server saw it, or before the client heard of it."""
+connection around a COMMIT: before the server saw it, or before the client heard of it. Or at
+its client's end only, of which the server hears nothing."""
 
 import socket
 import threading
@@ -27,6 +28,8 @@ class DatabaseProxy:
         self._listener = listener
         self._is_down = False
         self._open: set[socket.socket] = set()
+        self._clients: set[socket.socket] = set()
+        self._unheard: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._over = threading.Event()
 
@@ -42,6 +45,15 @@ class DatabaseProxy:
             for end in self._open:
                 with suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
+
+    def cut_clients(self) -> None:
+        """End every connection as a link does that is down for a while: its client gives up,
+        and the server keeps the session until it ends that itself."""
+        with self._lock:
+            self._unheard |= self._clients
+            for client in self._clients:
+                with suppress(OSError):
+                    client.shutdown(socket.SHUT_RDWR)
 
     def up(self) -> None:
         self._is_down = False
@@ -69,17 +81,21 @@ class DatabaseProxy:
             server.connect(self._target)
             with self._lock:
                 self._open |= {client, server}
+                self._clients.add(client)
             back = threading.Thread(target=self._answers, args=(server, client))
             back.start()
             with suppress(OSError):
                 self._requests(client, server)
-            with suppress(OSError):
-                server.shutdown(socket.SHUT_WR)
+            if client not in self._unheard:
+                with suppress(OSError):
+                    server.shutdown(socket.SHUT_WR)
             back.join()
             with suppress(OSError):
                 client.shutdown(socket.SHUT_RDWR)
             with self._lock:
                 self._open -= {client, server}
+                self._clients.discard(client)
+                self._unheard.discard(client)
 
     def _requests(self, client: socket.socket, server: socket.socket) -> None:
         while piece := client.recv(PIECE_BYTES):
@@ -108,7 +124,8 @@ class DatabaseProxy:
     def _answers(self, server: socket.socket, client: socket.socket) -> None:
         with suppress(OSError):
             while piece := server.recv(PIECE_BYTES):
-                client.sendall(piece)
+                if client not in self._unheard:
+                    client.sendall(piece)
         with suppress(OSError):
             client.shutdown(socket.SHUT_RDWR)
 

@@ -136,6 +136,26 @@ def test_the_database_is_away_in_the_middle(
         goes_on(rack, operation)
 
 
+def test_the_link_to_the_database_is_down_and_only_we_notice(
+    tmp_path: Path, postgres: Postgres, proxy: DatabaseProxy
+) -> None:
+    """The server keeps the session that holds the worker's name until its lease is over."""
+    url = proxy.url(postgres.new_database())
+    with running_rack(tmp_path, database=url) as rack:
+        rack.lives.begin()
+        with rack.lives.client() as client:
+            operation = request(rack, client)
+        with held_at(rack, "seed"):
+            worker = rack.lives.pid_of("prov-worker")
+            proxy.cut_clients()
+
+            def is_replaced() -> bool:
+                return rack.lives.pid_of("prov-worker") != worker
+
+            until(is_replaced, "another worker in its place")
+        goes_on(rack, operation)
+
+
 def test_commits_whose_outcome_nobody_hears(
     tmp_path: Path, postgres: Postgres, proxy: DatabaseProxy
 ) -> None:

@@ -1,10 +1,12 @@
 """Notices that this database is older than the world: by our own note of how far it had come,
-and by hosts that come with a ticket, token or nonce of ours for an operation it never saw."""
+and by hosts that come with a ticket, token or nonce of ours for an operation it never saw, or
+has not come so far with."""
 
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +14,7 @@ from typing import Any, Final
 import structlog
 
 from provisioner.core.contracts import Clock, Sighting, Store, Tx
-from provisioner.core.model import Json
+from provisioner.core.model import Json, Phase
 from provisioner.errors import NotFound
 
 from .chance import Derived, Issued, digest_of, drawn_at
@@ -23,6 +25,13 @@ WATCH: Final = "watch"
 # Texts that were ours and harmless, such as those of a host that was deleted since.
 HARMLESS_MAX: Final = 1000
 MARK_BYTES_MAX: Final = 4096
+# The phases in which nobody was given such a text yet. It leaves after the transaction that
+# ends them, and whoever comes with it is looked at later still.
+_NOT_GIVEN_YET: Final[Mapping[str, frozenset[Phase]]] = {
+    "ticket": frozenset({Phase.QUEUED}),
+    "token": frozenset({Phase.QUEUED, Phase.NETBOOTING}),
+    "nonce": frozenset({Phase.QUEUED, Phase.NETBOOTING, Phase.PREPARING}),
+}
 
 
 class Sightings:
@@ -55,6 +64,8 @@ class Sightings:
             hosts = {host.id for mac in macs for host in tx.hosts_with_mac(mac)}
             if issued.host_id is not None:
                 hosts.add(issued.host_id)
+            with suppress(NotFound):
+                hosts.add(tx.operation(issued.operation_id).host_id)
             sighting = Sighting(
                 key=digest,
                 kind=issued.kind,
@@ -79,15 +90,17 @@ def save(tx: Tx, sighting: Sighting) -> None:
 
 
 def _is_known(tx: Tx, issued: Issued) -> bool:
-    """Say whether the database knows the operation, or knew it, or was reconciled since."""
+    """Say whether the database knows of this text, by its operation or by the audit log, or was
+    reconciled since."""
     drawn, reconciled = drawn_at(issued.operation_id), tx.last_reconciled_at()
     if drawn is not None and reconciled is not None and drawn <= reconciled:
         return True
     try:
-        tx.operation(issued.operation_id)
+        operation = tx.operation(issued.operation_id)
     except NotFound:
         return tx.is_audited(issued.operation_id)
-    return True
+    is_ahead = operation.phase in _NOT_GIVEN_YET[issued.kind]
+    return not (is_ahead and issued.generation == operation.generation)
 
 
 @dataclass(frozen=True)

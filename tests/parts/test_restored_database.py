@@ -13,7 +13,7 @@ import pytest
 
 from provisioner.core.bootplan import LocalDisk, Ramdisk
 from provisioner.core.contracts import Archive
-from provisioner.core.lifecycle import E
+from provisioner.core.lifecycle import LIMIT, E
 from provisioner.core.model import HostState, OperationId, Phase
 from provisioner.errors import Conflict
 from provisioner.service.chance import digest_of
@@ -203,6 +203,73 @@ def test_each_text_of_ours_for_what_is_not_known_is_a_proof(
     for again in (Restored.says_hello, Restored.asks_to_write, Restored.phones_home):
         assert again(restored).status_code == 403
     assert not site.reconciliation.plan().is_observing
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "kind"),
+    [
+        (Phase.QUEUED, Phase.NETBOOTING, "ticket"),
+        (Phase.NETBOOTING, Phase.PREPARING, "token"),
+        (Phase.NETBOOTING, Phase.WRITING, "token"),
+        (Phase.NETBOOTING, Phase.PROVING, "nonce"),
+        (Phase.PREPARING, Phase.PROVING, "nonce"),
+    ],
+)
+def test_a_host_that_is_further_than_its_operation_is_a_proof(
+    site: Site,
+    tmp_path: Path,
+    archive_of_two: Archive,
+    ramdisk_folder: Path,
+    then: Phase,
+    now: Phase,
+    kind: str,
+) -> None:
+    """A snapshot of the whole machine, with the mark in it: the operation is known there."""
+    site.add_host()
+    site.operations.request_deployment(["r1n1"], "tiny@1", options={}, actor=ACTOR)
+    agent = Agent(site)
+
+    def goes_to(phase: Phase) -> None:
+        while agent.operation().phase is not phase:
+            match agent.operation().phase:
+                case Phase.QUEUED:
+                    site.worker.start_queued()
+                    site.perform()
+                    agent.boots()
+                case Phase.NETBOOTING:
+                    agent.hello()
+                case Phase.PREPARING:
+                    agent.authorise()
+                case Phase.WRITING:
+                    agent.done()
+                case _:
+                    agent.phone_home()
+
+    goes_to(then)
+    backup = tmp_path / "backup.db"
+    with sqlite3.connect(tmp_path / "state.db") as source, sqlite3.connect(backup) as target:
+        source.backup(target)
+    goes_to(now)
+    with running_site(f"sqlite:///{backup}", archive_of_two, ramdisk_folder) as after:
+        after.pool.bmcs = site.pool.bmcs
+        restored = Restored(after, agent, nonce_of(site, agent))
+        after.high_water.look()
+        site.bmc().exchanges.clear()
+        come = {"ticket": Restored.says_hello, "token": Restored.asks_to_write}
+        assert come.get(kind, Restored.phones_home)(restored).status_code in (403, 409)
+
+        # The grace passes, and every rung of the ladder.
+        for _ in range(4):
+            after.clock.pass_(LIMIT[Phase.NETBOOTING].total_seconds() + 1)
+            after.worker.tick()
+            after.perform()
+        assert after.bmc().exchanges == [], "the running host keeps its power"
+        assert isinstance(after.ask(), LocalDisk), "and is sent to its disk"
+        (about,) = after.reconciliation.plan().hosts
+        assert (about.host, about.phase, about.generation_seen) == ("r1n1", then, 1)
+        after.reconciliation.apply(after.reconciliation.plan().digest, actor=ACTOR)
+        assert after.hosts.show("r1n1").state in (HostState.DIRTY, HostState.ENROLLED)
+        assert not after.reconciliation.plan().is_observing
 
 
 def test_what_is_not_ours_and_what_is_only_old_stop_nothing(site: Site, agent: Agent) -> None:

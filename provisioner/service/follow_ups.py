@@ -8,6 +8,7 @@ from typing import Final
 
 from provisioner.core.contracts import Tx
 from provisioner.core.effects import Effect, PowerOffQuarantined, ReturnToDisk, SetNextBoot
+from provisioner.core.lifecycle import BMC_LOGIN_REFUSED_AT
 from provisioner.core.model import (
     BootDevice,
     Event,
@@ -207,6 +208,15 @@ def taken(tx: Tx, operation: Operation, by: Operation) -> None:
     """Save that the follow-up is on its way as the operation `by`."""
     kept = {**(operation.follow_up or {}), "state": TAKEN, "operation": by.id}
     tx.save_operation(replace(operation, follow_up=kept, follow_up_at=None))
+
+
+def forget_refused_login(tx: Tx, host: Host) -> None:
+    """Let the host's BMC be asked again: a person has given other credentials for it."""
+    for operation in operations_of(tx, host):
+        if BMC_LOGIN_REFUSED_AT in operation.evidence:
+            kept = {**operation.evidence}
+            del kept[BMC_LOGIN_REFUSED_AT]
+            tx.save_operation(replace(operation, evidence=kept))
 
 
 def standing_of(tx: Tx, host: Host) -> str | None:

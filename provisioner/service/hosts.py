@@ -21,6 +21,7 @@ from provisioner.core.own_host import OwnHost, known_uuid
 from provisioner.errors import Conflict, RequestError
 
 from .chance import new_host_id
+from .follow_ups import forget_refused_login
 from .lookup import host_named
 
 NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -251,6 +252,7 @@ class Hosts:
         changed = {key: value for key, value in _facts(after).items() if old[key] != value}
         if after.bmc != before.bmc:
             changed["bmc_credentials"] = "replaced"
+            forget_refused_login(tx, after)
         tx.audit(self._clock(), actor, action, after.name, changed)
 
 

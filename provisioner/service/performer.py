@@ -273,10 +273,10 @@ def is_wanted(effect: Effect, generation: int, operation: Operation, host: Host)
     """Say whether an effect that was wished for in `generation` is still to be made true."""
     if host.bmc is None or generation != host.generation:
         return False
+    if BMC_LOGIN_REFUSED_AT in operation.evidence:
+        return False  # wished for before, and its BMC would see a refused login again
     if isinstance(effect, PowerOffQuarantined):
-        # A person has released it since, or its BMC would see a refused login again.
-        is_locked_out = BMC_LOGIN_REFUSED_AT in operation.evidence
-        return host.quarantine_reason is not None and not is_locked_out
+        return host.quarantine_reason is not None  # or a person has released it since
     towards_disk = isinstance(effect, ReturnToDisk) or (
         isinstance(effect, SetNextBoot) and effect.device is BootDevice.DISK
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from provisioner.core.contracts import Clock, Outgoing, Tx
@@ -12,6 +12,7 @@ from provisioner.core.lifecycle import BMC_LOGIN_REFUSED_AT, E, Limits, Step, ad
 from provisioner.core.model import (
     Event,
     Host,
+    HostId,
     Json,
     Kind,
     Operation,
@@ -111,6 +112,8 @@ class Transitions:
         if step.host != host:
             tx.save_host(step.host)
         self._record(tx, before, host, step, actor)
+        if event is E.BMC_LOGIN_REFUSED:
+            self._let_nothing_log_in(tx, host.id)
         if ending is not None:
             record(tx, ending, self._clock())
         elif is_deployment and step.operation.phase is Phase.SUCCEEDED:
@@ -162,17 +165,21 @@ class Transitions:
         operation = tx.operation(operation_id)
         if operation.generation != generation:
             return
-        host, now = tx.host(operation.host_id), self._clock()
-        refused = {**operation.evidence, BMC_LOGIN_REFUSED_AT: now.isoformat()}
-        operation = replace(operation, evidence=refused)
-        tx.save_operation(operation)
-        if operation.follow_up_at is None:
-            return
-        decided = follow_up(operation, host, self._policy, facts_of(tx, operation, host), now)
-        if decided is None:
-            drop(tx, operation, host, "its BMC refused the login", RECOVERY, now)
-        else:
-            self.settle(tx, operation, host, decided)
+        tx.save_operation(_locked_out(operation, self._clock()))
+        self._let_nothing_log_in(tx, operation.host_id)
+
+    def _let_nothing_log_in(self, tx: Tx, host_id: HostId) -> None:
+        """Settle what waits to follow this host's operations without its BMC, or drop it. It
+        was decided before the login was refused, perhaps to an inspection in between."""
+        now = self._clock()
+        for waiting in tx.waiting_follow_ups(host_id):
+            host, operation = tx.host(host_id), _locked_out(waiting, now)
+            tx.save_operation(operation)
+            decided = follow_up(operation, host, self._policy, facts_of(tx, operation, host), now)
+            if decided is None:
+                drop(tx, operation, host, "its BMC refused the login", RECOVERY, now)
+            else:
+                self.settle(tx, operation, host, decided)
 
     def keeps_in_ramdisk(self, host: Host) -> bool:
         """Say whether an agent whose operation has failed is to stay where it is."""
@@ -237,6 +244,11 @@ class Transitions:
                 detail=detail,
             )
         )
+
+
+def _locked_out(operation: Operation, now: datetime) -> Operation:
+    refused = {**operation.evidence, BMC_LOGIN_REFUSED_AT: now.isoformat()}
+    return replace(operation, evidence=refused)
 
 
 def _sentence(before: Operation, step: Step) -> str:

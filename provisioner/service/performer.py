@@ -289,11 +289,12 @@ def _login_refused(error: BmcAuthFailed, host: Host, effect: Effect) -> BmcAuthF
     hint = f"provisioner host change {host.name} --bmc-user U --bmc-password-file F"
     if not (isinstance(effect, PowerOff) and effect.soft):
         hint += f"; then provisioner host power {host.name} on, for it may be off"
+    is_told = error.host is not None  # its stored password does not open; no BMC was asked
     return BmcAuthFailed(
-        f"the BMC of host {host.name} refused the credentials",
+        error.message if is_told else f"the BMC of host {host.name} refused the credentials",
         host=host.name,
-        expected="a login",
-        found=error.message,
+        expected=error.expected or "a login",
+        found=error.found if is_told else error.message,
         hint=hint,
     )
 

@@ -27,6 +27,7 @@ from ..core.model import (
     Secret,
     Ticket,
 )
+from ..errors import BmcAuthFailed, TrustError
 
 Row = Mapping[str, Any]
 BMC_PASSWORD = "bmc_password"
@@ -40,6 +41,54 @@ class Sealing:
 
     seal: Callable[[HostId, str, Secret], bytes]
     open: Callable[[HostId, str, bytes], Secret]
+
+
+class SealedPassword(Secret):
+    """The password of a host's BMC as it is kept, opened when somebody wants to log in. One that
+    does not open stops nobody else, and is saved again as it is."""
+
+    __slots__ = ("_host", "_id", "_kept", "_sealing")
+
+    def __init__(self, row: Row, sealing: Sealing) -> None:
+        self._id = HostId(row["id"])
+        self._host: str = row["name"]
+        self._kept = bytes(row["bmc_password"] or b"")
+        self._sealing = sealing
+
+    def reveal(self) -> str:
+        """Raises BmcAuthFailed when it does not open: trying again does not help, as with a BMC
+        that refuses the login."""
+        try:
+            return self._sealing.open(self._id, BMC_PASSWORD, self._kept).reveal()
+        except TrustError as error:
+            raise BmcAuthFailed(
+                f"the stored password of the BMC of host {self._host} does not open",
+                host=self._host,
+                expected="sealed for this host with the configured master key",
+                found="another key, the value of another row, or changed bytes",
+                hint="find out why; then set it again: provisioner host change "
+                f"{self._host} --bmc-user U --bmc-password-file F",
+            ) from error
+
+    def kept_for(self, host_id: HostId, sealing: Sealing) -> bytes | None:
+        """Return it sealed, where it may stay so: for the same host, under the same key."""
+        return self._kept if host_id == self._id and sealing is self._sealing else None
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, SealedPassword) and (other._id, other._kept) == (self._id, self._kept):
+            return True
+        try:
+            return isinstance(other, Secret) and other.reveal() == self.reveal()
+        except BmcAuthFailed:
+            return False
+
+    def __hash__(self) -> int:
+        return hash(self.reveal())
+
+
+def _sealed(host_id: HostId, password: Secret, sealing: Sealing) -> bytes:
+    kept = password.kept_for(host_id, sealing) if isinstance(password, SealedPassword) else None
+    return kept if kept is not None else sealing.seal(host_id, BMC_PASSWORD, password)
 
 
 def host_row(host: Host, sealing: Sealing) -> dict[str, Any]:
@@ -57,7 +106,7 @@ def host_row(host: Host, sealing: Sealing) -> dict[str, Any]:
         "bmc_address": bmc.address if bmc else None,
         "bmc_port": bmc.port if bmc else None,
         "bmc_user": bmc.user if bmc else None,
-        "bmc_password": sealing.seal(host.id, BMC_PASSWORD, bmc.password) if bmc else None,
+        "bmc_password": _sealed(host.id, bmc.password, sealing) if bmc else None,
         "generation": host.generation,
         "release": host.release,
         "last_good": host.last_good,
@@ -102,7 +151,7 @@ def host_of(row: Row, sealing: Sealing) -> Host:
 def _bmc_of(row: Row, sealing: Sealing) -> BmcAddress | None:
     if row["bmc_address"] is None:
         return None
-    password = sealing.open(HostId(row["id"]), BMC_PASSWORD, row["bmc_password"])
+    password = SealedPassword(row, sealing)
     return BmcAddress(row["bmc_address"], row["bmc_port"], row["bmc_user"], password)
 
 

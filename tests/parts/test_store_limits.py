@@ -21,7 +21,7 @@ from provisioner.core.model import (
     ReleaseTest,
     Ticket,
 )
-from provisioner.errors import Conflict, TrustError, Unavailable
+from provisioner.errors import BmcAuthFailed, Conflict, Unavailable
 from provisioner.store.engine import open_engine
 from provisioner.store.sql_operations import OPERATIONS_PER_HOST_MAX
 from provisioner.store.sql_records import EVENTS_PER_HOST_MAX
@@ -205,15 +205,20 @@ def test_finished_operations_of_a_host_are_bounded(store: Store) -> None:
         assert tx.operation(OperationId("op_other"))
 
 
-def test_another_key_opens_no_password(migrated_url: str, store: Store) -> None:
+def test_another_key_opens_no_password_and_changes_none(migrated_url: str, store: Store) -> None:
     with store.begin() as tx:
         tx.add_host(a_host())
-    with (
-        opened(open_engine(migrated_url), key=bytes(32)) as other,
-        other.read() as tx,
-        pytest.raises(TrustError),
-    ):
-        tx.host(HOST)
+        mine = tx.host(HOST)
+        tx.save_host(replace(mine, labels={}))
+        assert tx.host(HOST).bmc == mine.bmc == a_host().bmc
+    with opened(open_engine(migrated_url), key=bytes(32)) as other, other.begin() as tx:
+        host = tx.host(HOST)
+        assert host.bmc is not None
+        with pytest.raises(BmcAuthFailed, match="host r1n1 does not open"):
+            host.bmc.password.reveal()
+        tx.save_host(replace(host, labels={"rack": "r2"}))
+    with store.read() as tx:
+        assert tx.host(HOST).bmc == mine.bmc, "with the right key it opens still"
 
 
 def test_so_many_tests_of_a_release_are_kept(store: Store) -> None:

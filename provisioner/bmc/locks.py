@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from provisioner.errors import BmcBusy, RequestError
+from provisioner.errors import BmcBusy, BmcUnreachable, RequestError
 
 # An exchange takes about 10 ms on a quick BMC; asking every 5 ms wastes little of it.
 POLL_SECONDS: Final = 0.005
@@ -36,10 +36,19 @@ def lock_name(address: str, port: int) -> str:
 
 @contextlib.contextmanager
 def bmc_lock(lock_dir: Path, address: str, port: int, wait: timedelta) -> Iterator[None]:
-    """Hold the lock of one BMC. Raises BmcBusy when others held it all of `wait`."""
+    """Hold the lock of one BMC. Raises BmcBusy when others held it all of `wait`, and
+    BmcUnreachable when its file does not open."""
     path = lock_dir / lock_name(address, port)
     deadline = time.monotonic() + wait.total_seconds()
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise BmcUnreachable(
+            f"the lock of BMC {address} cannot be taken",
+            expected=f"the file {path} opened",
+            found=error.strerror,
+            hint="look at the disk, and at the rights of the service's data_dir",
+        ) from error
     try:
         while not _took(descriptor):
             if time.monotonic() >= deadline:

@@ -120,6 +120,13 @@ def _started(exchanges_max: int) -> Worker:
             expected=f"ready within {START_LIMIT.total_seconds():g} s",
             hint=f"run `{sys.executable} -I {PROGRAM}` to see why; is pyghmi installed?",
         ) from error
+    except OSError as error:
+        raise BmcUnreachable(
+            "a BMC worker did not start",
+            expected="memory and file handles for a process",
+            found=error.strerror,
+            hint="this machine lacks them; look at what else runs on it",
+        ) from error
 
 
 class Workers:

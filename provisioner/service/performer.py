@@ -49,9 +49,6 @@ BUSY_PAUSE_S: Final = 5.0
 # A host that is off for our sake is not given up while its BMC restarts.
 RETURN_PATIENCE: Final = timedelta(minutes=5)
 RETURN_PAUSE_S: Final = 15.0
-# How long a database that is away is waited for. An effect that ended here with an error
-# would never be performed again, and its host could stay off.
-DATABASE_PATIENCE: Final = timedelta(minutes=10)
 WORKER: Final = "worker"
 # Where an operation's evidence keeps that its host was reset on its way back to the disk.
 RESET_AT: Final = "reset_at"
@@ -131,14 +128,15 @@ class Performer:
 
     def _patiently(self, ask_database: Callable[[], T]) -> T:
         """Return what `ask_database` returns, however long the database is away. The BMC's
-        part is not repeated by it: a wrong password is used once."""
-        end = self._clock() + DATABASE_PATIENCE
+        part is not repeated by it: a wrong password is used once.
+
+        Without a limit: an effect that ended here with an error would never be performed again,
+        and its host could stay off. One whose process ends meanwhile is performed by the next.
+        """
         while True:
             try:
                 return ask_database()
             except Unavailable as error:
-                if self._clock() >= end:
-                    raise
                 log.warning("effect waits for the database", why=error.message)
                 self._pause(RETRY_PAUSE_S)
 
@@ -150,16 +148,22 @@ class Performer:
             assert host.bmc is not None
             try:
                 return self._wishes.make_true(self._wish(outgoing, host.bmc, host, operation, look))
+            except Overtaken:
+                raise
             except BmcAuthFailed as error:
                 raise _login_refused(error, host, effect) from error
             except DeviceError as error:
-                lasted = self._clock() - began_at
-                is_busy = isinstance(error, BmcBusy) and lasted < BUSY_PATIENCE
-                attempts += not is_busy
-                pause_s = BUSY_PAUSE_S if is_busy else self._pause_after(attempts, effect, lasted)
-                if pause_s is None:
-                    raise _named(error, host) from error
-                log.warning("BMC exchange failed", host=host.name, why=error.message)
+                failed = error
+            except Exception as error:  # the top of an effect: raised, it would be lost
+                log.exception("bug", host=host.name, effect=str(effect))
+                failed = _bug(error, host)
+            lasted = self._clock() - began_at
+            is_busy = isinstance(failed, BmcBusy) and lasted < BUSY_PATIENCE
+            attempts += not is_busy
+            pause_s = BUSY_PAUSE_S if is_busy else self._pause_after(attempts, effect, lasted)
+            if pause_s is None:
+                raise _named(failed, host) from failed
+            log.warning("BMC exchange failed", host=host.name, why=failed.message)
             self._pause(pause_s)
             # The host may have come into the network meanwhile, or been given up, or its BMC
             # been given another password.
@@ -296,6 +300,17 @@ def _login_refused(error: BmcAuthFailed, host: Host, effect: Effect) -> BmcAuthF
         expected=error.expected or "a login",
         found=error.found if is_told else error.message,
         hint=hint,
+    )
+
+
+def _bug(error: Exception, host: Host) -> DeviceError:
+    # Not its text, which may show what it was called with.
+    return DeviceError(
+        f"the exchange with the BMC of host {host.name} broke off",
+        host=host.name,
+        expected="an answer",
+        found=type(error).__name__,
+        hint="a bug of ours: its traceback is in the log of the service's worker",
     )
 
 

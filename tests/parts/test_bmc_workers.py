@@ -53,6 +53,33 @@ print(json.dumps(failures))
 """
 
 
+# Has only so many file handles left, and then enough again.
+SHORT_OF_HANDLES = """
+import json, os, resource, sys
+from pathlib import Path
+from provisioner.bmc.ipmi import IpmiPool
+from provisioner.core.model import BmcAddress, Secret
+from provisioner.errors import DeviceError
+
+order = json.loads(sys.stdin.readline())
+pool = IpmiPool(Path(order["locks"]))
+bmc = pool.bmc(BmcAddress("127.0.0.1", order["port"], "admin", Secret(order["password"])))
+free = os.open("/dev/null", os.O_RDONLY)
+os.close(free)
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (free + order["left"], hard))
+said = []
+for _ in range(2):
+    try:
+        said.append(str(bmc.power()))
+    except DeviceError as error:
+        said.append(f"{error.code}: {error.message}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+pool.close()
+print(json.dumps(said))
+"""
+
+
 @pytest.fixture
 def sim(tmp_path: Path) -> Iterator[IpmiSim]:
     with running_ipmi_sim(tmp_path / "bmc") as sim:
@@ -88,6 +115,25 @@ def _exchange_in_background(
     thread = threading.Thread(target=work)
     thread.start()
     return thread, results
+
+
+@pytest.mark.parametrize(("left", "what"), [(0, "the lock of BMC"), (1, "a BMC worker")])
+def test_a_machine_without_handles_or_memory_is_a_failure_that_passes(
+    sim: IpmiSim, tmp_path: Path, left: int, what: str
+) -> None:
+    order = {"locks": str(tmp_path / "locks"), "port": sim.port, "password": PASSWORD, "left": left}
+    run = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_HANDLES],
+        cwd=ROOT,
+        input=json.dumps(order) + "\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    failed, then = json.loads(run.stdout)
+    assert failed.startswith(f"bmc_unreachable: {what}")
+    assert then in ("on", "off")
 
 
 @pytest.mark.parametrize("bmcs", [1, 3])

@@ -21,7 +21,12 @@ from provisioner.core.contracts import Outgoing
 from provisioner.core.effects import PowerOff, PowerOn
 from provisioner.core.model import OperationId
 from provisioner.errors import ConfigError
-from provisioner.store.durable import DbosEffectQueue, DbosEffectWorker, prepare_effects
+from provisioner.store.durable import (
+    STOP_LIMIT,
+    DbosEffectQueue,
+    DbosEffectWorker,
+    prepare_effects,
+)
 from provisioner.store.engine import open_engine
 from tests.parts.postgres import Postgres
 from tests.parts.stores import opened
@@ -116,6 +121,8 @@ def work(url: str, path: str, how: str) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     stop.wait()
     worker.stop()
+    sys.stdout.flush()
+    os._exit(0)  # as the supervisor's children do: threads that still perform end with it
 
 
 @contextmanager
@@ -241,6 +248,20 @@ def test_an_effect_interrupted_by_kill_9_is_performed_again(
         process.wait(WAIT_LIMIT_S)
     with working(DbosEffectWorker(engine), lambda asked: journal.write(asked.key)):
         journal.until_has("first", "first", "second")
+
+
+def test_an_effect_that_waits_for_ever_holds_up_no_stop_and_is_not_lost(
+    engine: Engine, queue: DbosEffectQueue, journal: Journal
+) -> None:
+    """So one may wait for the database without a limit."""
+    save(engine, queue, outgoing("waiting"))
+    with worker_process(engine, journal, "hang") as process:
+        journal.until_has("waiting")
+        process.terminate()
+        process.wait(STOP_LIMIT.total_seconds() + 5)
+    assert outcomes(engine) == {"waiting": "PENDING"}
+    with working(DbosEffectWorker(engine), lambda asked: journal.write(asked.key)):
+        journal.until_has("waiting", "waiting")
 
 
 def test_an_effect_that_kills_its_worker_is_given_up_at_the_limit(

@@ -7,11 +7,11 @@ from datetime import timedelta
 import pytest
 
 from provisioner.core.contracts import Store, Tx
-from provisioner.core.model import Json, Operation, Phase
+from provisioner.core.model import BootDevice, Json, Operation, Phase
 from provisioner.core.profile import Check
 from provisioner.errors import Unavailable
 from provisioner.service.health import Finding
-from provisioner.service.performer import Performer
+from provisioner.service.performer import ATTEMPTS_MAX, Performer
 from provisioner.service.worker import LOOK_LIMIT, Examine, Worker
 from tests.parts.service_site import ACTOR, SOFT_SHUTDOWN, Agent, Site
 
@@ -166,3 +166,47 @@ def test_a_database_away_in_a_soft_shutdown_is_no_fault_of_the_bmc(site: Site) -
     performer.perform(site.outbox.waiting.pop(0))
     assert site.bmc().changes() == ["soft_off", "power_off"]
     assert site.phase(operation) is Phase.NETBOOTING
+
+
+def test_a_host_is_given_back_however_long_the_database_was_away(site: Site) -> None:
+    """Nothing stands behind that effect: were it ended with an error, the host would stay off."""
+    site.add_host()
+    operation = site.deploy("r1n1")
+    site.bmc().is_on = False
+    site.operations.cancel(operation.id, actor=ACTOR)
+    store = _AwayFor(site.store)
+    performer = Performer(
+        store,
+        site.transitions,
+        site.pool,
+        site.clock,
+        soft_shutdown_limit=SOFT_SHUTDOWN,
+        pause=site.clock.pass_,
+    )
+    begun = site.clock()
+    store.times = 3600
+    for effect in site.outbox.waiting:
+        performer.perform(effect)
+    assert site.clock() - begun > timedelta(minutes=59)
+    assert site.bmc().is_on
+    assert site.bmc().next_boot is BootDevice.DISK
+
+
+def test_a_bug_in_an_exchange_ends_the_operation_and_the_host_is_given_back(site: Site) -> None:
+    """Each exchange of the first wish, and the first of the way back."""
+    site.add_host()
+    operation = site.deploy("r1n1")
+
+    def breaks(_verb: str) -> None:
+        if len(site.bmc().exchanges) <= ATTEMPTS_MAX + 1:
+            raise RuntimeError("with a secret in it")
+
+    site.bmc().is_on = False
+    site.bmc().on_exchange = breaks
+    site.perform()
+    error = site.at(operation).error or {}
+    assert (site.phase(operation), error["code"]) == (Phase.FAILED, "device")
+    assert (error["host"], error["found"]) == ("r1n1", "RuntimeError")
+    assert "secret" not in site.texts()
+    assert site.bmc().is_on
+    assert not site.outbox.waiting

@@ -111,6 +111,12 @@ class BmcRejected(DeviceError):
     code = "bmc_rejected"
 
 
+class BmcDisobeyed(DeviceError):
+    """The BMC acknowledged a power command, and the power was not seen to follow."""
+
+    code = "bmc_disobeyed"
+
+
 class Unavailable(DeviceError):
     """A part of the service is not ready; trying again later helps."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from .core.contracts import BmcPool, Store
+from .core.diagnosis import Dhcp
 from .core.manifest import Manifest
 from .core.trust import TrustPolicy
 from .failpoints import Reach, WatchedEffects, WatchedMarkFile, WatchedPool, WatchedStore
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .service.sightings import HighWater, Sightings
     from .service.tokens import Tokens
     from .service.transitions import Transitions
+    from .service.why import Why
     from .service.worker import Worker
     from .store.durable import DbosEffectWorker
     from .web.file_source import FileSource
@@ -75,6 +77,7 @@ class Service:
     sightings: Sightings
     high_water: HighWater
     reconciliation: Reconciliation
+    why: Why
     on_close: Callable[[], None]
 
     def close(self) -> None:
@@ -177,6 +180,7 @@ def build(settings: Settings, reach: Reach | None = None) -> Service:
     from .service.timeline import Timeline
     from .service.tokens import Tokens
     from .service.transitions import Transitions
+    from .service.why import Why
     from .store.durable import DbosEffectQueue
     from .store.rows import Sealing
     from .store.sql_store import SqlStore
@@ -256,6 +260,7 @@ def build(settings: Settings, reach: Reach | None = None) -> Service:
         sightings=Sightings(store, utc_now, derived),
         high_water=HighWater(store, utc_now, mark_file),
         reconciliation=Reconciliation(store, transitions, utc_now),
+        why=Why(store, transitions.guard, utc_now, Dhcp(settings.dhcp.mode)),
         on_close=close,
     )
 

@@ -23,7 +23,7 @@ import provisioner
 from provisioner.core.lifecycle import LIMIT
 from provisioner.core.model import FINAL, Phase
 from provisioner.errors import ProvisionerError
-from tests import lifecycle_page
+from tests import lifecycle_page, why_page
 
 ROOT: Final = Path(__file__).parent.parent
 BIN: Final = Path(sys.executable).parent
@@ -376,6 +376,7 @@ def page(name: str) -> str:
 
 def test_the_picture_of_the_lifecycle_is_that_of_the_tables() -> None:
     assert page("lifecycle.md") == lifecycle_page.page(), "run python -m tests.lifecycle_page"
+    assert page("why.md") == why_page.page(), "run python -m tests.why_page"
 
 
 def test_every_open_phase_has_its_limit_on_the_page() -> None:

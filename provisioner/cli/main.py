@@ -25,6 +25,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "image": Lazy(f"{_CLI}.image:image", "Build, import and show releases of images."),
     "reimage": Lazy(f"{_CLI}.reimage:reimage", "Rebuild the named hosts from a release."),
     "operation": Lazy(f"{_CLI}.operation:operation", "Show, watch and cancel operations."),
+    "why": Lazy(f"{_CLI}.why:why", "Say where a host's boot stands, why, and what to do."),
     "breaker": Lazy(f"{_CLI}.breaker:breaker", "Show and close the breaker, which stops starts."),
     "reconcile": Lazy(f"{_CLI}.reconcile:reconcile", "Go on after a database was restored."),
     "audit": Lazy(f"{_CLI}.audit:audit", "Show and verify the audit log."),

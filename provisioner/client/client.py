@@ -142,6 +142,10 @@ class Client:
         events: list[Json] = self._get(f"/hosts/{_part(name)}/events", query)["events"]
         return events
 
+    def why(self, name: str) -> Json:
+        """Return where a host's boot stands, why, and what to do."""
+        return self._get(f"/hosts/{_part(name)}/why", {})
+
     # operations
 
     def deploy(

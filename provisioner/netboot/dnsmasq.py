@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
@@ -36,8 +37,19 @@ _PACKET = re.compile(
     r"(?: (?P<address>\d+\.\d+\.\d+\.\d+))? (?P<mac>[0-9a-f]{2}(?::[0-9a-f]{2}){5})(?P<rest>.*)"
 )
 _BOOT_FILE = re.compile(r"dnsmasq-dhcp\[\d+\]: (?P<xid>\d+) bootfile name: (?P<name>.*)")
+# 3117 vendor class: PXEClient:Arch:00000:UNDI:002001  | 3117 user class: iPXE
+_CLASS = re.compile(r"dnsmasq-dhcp\[\d+\]: (?P<xid>\d+) (?P<of>vendor|user) class: (?P<name>.*)")
+_FIRMWARES: Final = ("PXEClient", "HTTPClient")
 
 log = structlog.get_logger(__name__)
+
+
+class DhcpClient(StrEnum):
+    """Who on a host asks. Firmware and iPXE mean to netboot; a ramdisk is a system as well."""
+
+    FIRMWARE = "firmware"
+    IPXE = "iPXE"
+    SYSTEM = "system"
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,7 @@ class DhcpEvent:
     mac: str
     address: str | None
     text: str
+    client: DhcpClient = DhcpClient.SYSTEM
 
 
 OnEvent = Callable[[DhcpEvent], None]
@@ -59,16 +72,33 @@ class LogReader:
 
     def __init__(self) -> None:
         self._last: tuple[str | None, str] = (None, "")  # transaction and MAC
+        self._client: tuple[str | None, DhcpClient] = (None, DhcpClient.SYSTEM)
 
     def read(self, line: str) -> DhcpEvent | None:
         """Return the event in a line, or None when it tells of no packet."""
         if found := _PACKET.search(line):
             self._last = (found["xid"], found["mac"])
-            kind = found["kind"].removeprefix("DHCP")
-            return DhcpEvent(kind, found["mac"], found["address"], found["rest"].strip())
+            kind, rest = found["kind"].removeprefix("DHCP"), found["rest"].strip()
+            client = self._client_of(found["xid"])
+            return DhcpEvent(kind, found["mac"], found["address"], rest, client)
         if (found := _BOOT_FILE.search(line)) and found["xid"] == self._last[0]:
-            return DhcpEvent("BOOTFILE", self._last[1], None, found["name"])
+            client = self._client_of(found["xid"])
+            return DhcpEvent("BOOTFILE", self._last[1], None, found["name"], client)
+        if found := _CLASS.search(line):
+            self._take_class(found["xid"], found["of"], found["name"])
         return None
+
+    def _client_of(self, xid: str | None) -> DhcpClient:
+        known, client = self._client
+        return client if xid is not None and xid == known else DhcpClient.SYSTEM
+
+    def _take_class(self, xid: str, of: str, name: str) -> None:
+        """Learn who asks, which is logged before each packet that came. iPXE says both: it is
+        a firmware that calls itself iPXE."""
+        if of == "vendor" and name.startswith(_FIRMWARES):
+            self._client = (xid, DhcpClient.FIRMWARE)
+        elif of == "user" and "iPXE" in name:
+            self._client = (xid, DhcpClient.IPXE)
 
 
 class Dnsmasq:

@@ -237,9 +237,9 @@ class BootService:
         return replace(queued, rung=RUNG_LAST)
 
     def _record(self, request: BootRequest, host: Host | None, plan: BootPlan, source: str) -> None:
-        answer = (
-            f"{plan.method}, {plan.reason}" if isinstance(plan, LocalDisk) else "deploy ramdisk"
-        )
+        said, answer = "ramdisk", "deploy ramdisk"
+        if isinstance(plan, LocalDisk):
+            said, answer = "disk", f"{plan.method}, {plan.reason}"
         asked_for = "boot script" if request.loader is Loader.IPXE else "grub.cfg"
         self._keep(
             Event(
@@ -248,7 +248,7 @@ class BootService:
                 text=f"{asked_for}: {answer}",
                 host_id=host.id if host else None,
                 mac=request.mac,
-                detail={"address": source},
+                detail={"address": source, "answer": said},
             )
         )
 

@@ -251,7 +251,14 @@ class Performer:
                 return
             tx.remember(_fed(outgoing), {"event": event}, self._clock())
             tx.add_event(
-                Event(self._clock(), "bmc", text, host_id=host.id, operation_id=operation.id)
+                Event(
+                    self._clock(),
+                    "bmc",
+                    text,
+                    host_id=host.id,
+                    operation_id=operation.id,
+                    detail={"event": event, "code": error.code if error else None},
+                )
             )
             try:
                 self._transitions.apply(

@@ -7,6 +7,7 @@ in the timeline may come a moment later, and is dropped rather than let the queu
 import queue
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -25,10 +26,16 @@ log = structlog.get_logger(__name__)
 
 
 class Timeline:
-    """Saves events soon. Its thread starts with the first event, so after any fork."""
+    """Saves events soon. Its thread starts with the first event, so after any fork.
 
-    def __init__(self, store: Store) -> None:
+    `admit` is shown them by that thread, and returns those to save; it may ask the database.
+    """
+
+    def __init__(
+        self, store: Store, admit: Callable[[list[Event]], list[Event]] | None = None
+    ) -> None:
         self._store = store
+        self._admit = admit
         self._waiting: queue.Queue[Event] = queue.Queue(WAITING_MAX)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -64,9 +71,7 @@ class Timeline:
     def _save(self, batch: list[Event]) -> None:
         for _ in range(RETRIES_MAX):
             try:
-                with self._store.begin() as tx:
-                    for event in batch:
-                        tx.add_event(event)
+                self._write(batch)
             except Unavailable as error:
                 if self._closing.is_set():
                     break
@@ -75,3 +80,10 @@ class Timeline:
             else:
                 return
         log.warning("events were not saved", count=len(batch))
+
+    def _write(self, batch: list[Event]) -> None:
+        kept = self._admit(batch) if self._admit is not None else batch
+        if kept:
+            with self._store.begin() as tx:
+                for event in kept:
+                    tx.add_event(event)

@@ -25,6 +25,7 @@ from provisioner.core.model import BootDevice, Host, Operation, PowerState
 from provisioner.errors import (
     BmcAuthFailed,
     BmcBusy,
+    BmcDisobeyed,
     BmcRejected,
     BmcUnreachable,
     DeviceError,
@@ -73,7 +74,7 @@ class Wishes:
     def make_true(self, wish: Wish) -> E | None:
         """Return what has become true; None when nobody waits for it, or it was overtaken.
 
-        Raises what the BMC's exchanges raise, and DeviceError when it agreed and the host
+        Raises what the BMC's exchanges raise, and BmcDisobeyed when it agreed and the host
         was not seen to follow.
         """
         effect = wish.effect
@@ -113,7 +114,7 @@ class Wishes:
                 return False
         _tell(partial(bmc.power_off, soft=False), is_so=is_off)
         if not self._comes_true(is_off, POWER_LIMIT):
-            raise DeviceError(
+            raise BmcDisobeyed(
                 f"host {host.name} did not switch off",
                 host=host.name,
                 expected=f"off within {POWER_LIMIT.seconds} s",
@@ -127,7 +128,7 @@ class Wishes:
         is_on = partial(_is_on, wish.bmc)
         _tell(wish.bmc.power_on, is_so=is_on)
         if not self._comes_true(is_on, POWER_LIMIT):
-            raise DeviceError(
+            raise BmcDisobeyed(
                 f"host {wish.host.name} did not switch on",
                 host=wish.host.name,
                 expected=f"on within {POWER_LIMIT.seconds} s",

@@ -1,6 +1,6 @@
 """Hosts and their NICs in SQL."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Select, func, select
@@ -41,6 +41,10 @@ class HostQueries(Queries):
     def macs_of_firmware(self, firmware: Firmware) -> Sequence[str]:
         owners = select(nics.c.mac).join(hosts).where(hosts.c.firmware == firmware.value)
         return [row["mac"] for row in self._all(owners.order_by(nics.c.mac))]
+
+    def macs(self) -> Mapping[str, HostId]:
+        rows = self._all(select(nics.c.mac, nics.c.host_id))
+        return {row["mac"]: HostId(row["host_id"]) for row in rows}
 
     def count_unconfirmed_hosts(self) -> int:
         count = select(func.count()).select_from(hosts)

@@ -104,7 +104,7 @@ LIES: Final = (
         "the host is never seen to come on, so the deployment fails",
         Faults(reading="always off"),
         Ends.UNTOUCHED,
-        code="device",
+        code="bmc_disobeyed",
     ),
     Lie(
         "says off as soon as it agreed, while the host shuts down for another minute",
@@ -127,7 +127,7 @@ LIES: Final = (
         "off cannot be proven, so the deployment fails; the host is told to be on all the same",
         Faults(reading="always on"),
         Ends.UNTOUCHED,
-        code="device",
+        code="bmc_disobeyed",
     ),
     Lie(
         "says off twice and then on, while the host is off",
@@ -141,7 +141,7 @@ LIES: Final = (
         "off is believed when it is said twice in a row, so the deployment fails",
         Faults(reading="every other"),
         Ends.UNTOUCHED,
-        code="device",
+        code="bmc_disobeyed",
     ),
     Lie(
         "says twice the one and twice the other",
@@ -155,14 +155,14 @@ LIES: Final = (
         "it reads on, so the deployment fails",
         Faults(not_done=frozenset({Command.OFF, Command.SOFT_OFF})),
         Ends.UNTOUCHED,
-        code="device",
+        code="bmc_disobeyed",
     ),
     Lie(
         "agrees to switch on and does not",
         "it reads off, so the deployment fails, and the host stays off; the error says so",
         Faults(not_done=frozenset({Command.ON})),
         Ends.UNTOUCHED,
-        code="device",
+        code="bmc_disobeyed",
         is_on_after=False,
     ),
     Lie(

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, event, text
 
 from provisioner.core.bootplan import BootPlan, BootRequest, Ramdisk
 from provisioner.core.contracts import Archive, Outgoing
+from provisioner.core.diagnosis import Dhcp
 from provisioner.core.fleet import Rules
 from provisioner.core.lifecycle import LIMIT, Limits
 from provisioner.core.model import BmcAddress, Event, Host, Json, Operation, Phase, Secret
@@ -38,6 +39,7 @@ from provisioner.service.releases import Releases
 from provisioner.service.sightings import HighWater, MarkFile, Sightings
 from provisioner.service.tokens import Tokens
 from provisioner.service.transitions import Transitions
+from provisioner.service.why import Why
 from provisioner.service.worker import Worker
 from provisioner.store.engine import open_engine
 from provisioner.store.sql_store import SqlStore
@@ -119,6 +121,7 @@ class Site:
     sightings: Sightings
     high_water: HighWater
     reconciliation: Reconciliation
+    why: Why
 
     def perform(self, *, at_most: int = 100) -> int:
         """Perform the waiting effects and those that follow from them; return how many."""
@@ -332,13 +335,12 @@ def running_site(
     derived = Derived(bytes(range(32)))
     guard = GuardFacts(rules=rules or Rules(in_flight_max=2))
     transitions = Transitions(clock, derived, limits(), TICKET_LIFETIME, policy=policy, guard=guard)
-    recovery = Recovery(store, transitions, archive, clock)
-    shelf = Ramdisks(ramdisks)
-    mark = mark or Path(f"{url.removeprefix('sqlite:///')}.mark")
-    high_water = HighWater(store, clock, MarkFile(mark))
+    recovery, shelf = Recovery(store, transitions, archive, clock), Ramdisks(ramdisks)
+    marks = MarkFile(mark or Path(f"{url.removeprefix('sqlite:///')}.mark"))
+    high_water = HighWater(store, clock, marks)
     performer = _performer(store, transitions, pool, clock)
     leases: dict[str, frozenset[str]] = {}
-    addresses = Addresses(lambda: leases, own=("127.0.0.1",))
+    addresses = Addresses(leases.copy, own=("127.0.0.1",))
     site = Site(
         clock=clock,
         outbox=outbox,
@@ -371,6 +373,7 @@ def running_site(
         sightings=Sightings(store, clock, derived),
         high_water=high_water,
         reconciliation=Reconciliation(store, transitions, clock),
+        why=Why(store, guard, clock, Dhcp.FULL),
     )
     try:
         yield site

@@ -152,7 +152,10 @@ def test_the_timeline_says_that_grub_asked_and_for_whom(
     site.add_host()
     grub_config(boot_url, mac=mac(1), address=address)
     (event,) = (event for _, event in site.hosts.timeline("r1n1") if event.source == "http")
-    assert (event.text, event.detail) == ("grub.cfg: auto, no boot ticket", {"address": shown})
+    assert (event.text, event.detail) == (
+        "grub.cfg: auto, no boot ticket",
+        {"address": shown, "answer": "disk"},
+    )
 
 
 @pytest.mark.parametrize("way", LocalBoot)

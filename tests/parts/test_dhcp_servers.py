@@ -26,7 +26,7 @@ from provisioner.netboot.dhcp import (
     boot_script_url,
     dhcp_snippet,
 )
-from provisioner.netboot.dnsmasq import DhcpEvent, Dnsmasq, LogReader
+from provisioner.netboot.dnsmasq import DhcpClient, DhcpEvent, Dnsmasq, LogReader
 
 from .netboot_network import (
     BIOS,
@@ -72,6 +72,8 @@ def test_full_mode_names_a_boot_file_for_each_firmware(net: Network) -> None:
         check_boot_files(net)
         kinds = {event["kind"] for event in dhcp.events()}
         assert {"DISCOVER", "OFFER", "BOOTFILE"} <= kinds
+        asked = {event["client"] for event in dhcp.events() if event["kind"] == "DISCOVER"}
+        assert asked == {"firmware", "iPXE"}
         assert {event["mac"] for event in dhcp.events()} == {CLIENT_MAC}
         assert dhcp.stop() == 0
     assert not leftovers(net)
@@ -299,22 +301,27 @@ def test_the_log_of_dnsmasq_becomes_events() -> None:
     mac = "52:54:00:77:00:01"
     reader = LogReader()
     log = f"""\
-dnsmasq-dhcp[7]: 99 DHCPDISCOVER(br0) {mac}
 dnsmasq-dhcp[7]: 99 vendor class: PXEClient:Arch:00000:UNDI:002001
+dnsmasq-dhcp[7]: 99 DHCPDISCOVER(br0) {mac}
 dnsmasq-dhcp[7]: 99 bootfile name: undionly.kpxe
 dnsmasq-dhcp[7]: 98 bootfile name: of another packet
 dnsmasq-dhcp[7]: 99 DHCPOFFER(br0) 10.77.0.101 {mac}
 dnsmasq-dhcp[7]: DHCPACK(br0) 10.77.0.101 {mac} some-name
-dnsmasq-dhcp[7]: 99 PXE(br0) {mac} proxy
+dnsmasq-dhcp[7]: 97 vendor class: PXEClient:Arch:00007:UNDI:003016
+dnsmasq-dhcp[7]: 97 user class: iPXE
+dnsmasq-dhcp[7]: 97 PXE(br0) {mac} proxy
+dnsmasq-dhcp[7]: 96 vendor class: udhcp 1.35.0
+dnsmasq-dhcp[7]: 96 DHCPDISCOVER(br0) {mac}
 dnsmasq-dhcp[7]: DHCPDISCOVER(br0) {mac} no address available
 dnsmasq[7]: started, version 2.90 DNS disabled"""
     events = [event for line in log.splitlines() if (event := reader.read(line))]
     assert events == [
-        DhcpEvent("DISCOVER", mac, None, ""),
-        DhcpEvent("BOOTFILE", mac, None, "undionly.kpxe"),
-        DhcpEvent("OFFER", mac, "10.77.0.101", ""),
+        DhcpEvent("DISCOVER", mac, None, "", DhcpClient.FIRMWARE),
+        DhcpEvent("BOOTFILE", mac, None, "undionly.kpxe", DhcpClient.FIRMWARE),
+        DhcpEvent("OFFER", mac, "10.77.0.101", "", DhcpClient.FIRMWARE),
         DhcpEvent("ACK", mac, "10.77.0.101", "some-name"),
-        DhcpEvent("PXE", mac, None, "proxy"),
+        DhcpEvent("PXE", mac, None, "proxy", DhcpClient.IPXE),
+        DhcpEvent("DISCOVER", mac, None, "", DhcpClient.SYSTEM),
         DhcpEvent("DISCOVER", mac, None, "no address available"),
     ]
 

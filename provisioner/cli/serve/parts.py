@@ -182,10 +182,15 @@ def _run_worker(
 
 def _run_tftp(settings: Settings, ready: Callable[[], None]) -> None:
     from provisioner.netboot.bootfiles import SIGNED_HINT, boot_files, missing_signed_files
+    from provisioner.netboot.network_lines import tftp_line
     from provisioner.netboot.relay import BootRelay
     from provisioner.netboot.tftp import TftpServer
+    from provisioner.service.chance import utc_now
+
+    from .network_lines import network_lines
 
     def tell(event: "TftpEvent") -> None:
+        lines.add(tftp_line(event, utc_now()))
         log.info(
             "tftp",
             client=event.client,
@@ -206,19 +211,25 @@ def _run_tftp(settings: Settings, ready: Callable[[], None]) -> None:
         source=BootRelay(settings.boot.url, settings.data_dir / "ramdisks"),
     )
     signal.signal(signal.SIGTERM, lambda *_: server.stop())
-    ready()
-    server.serve()
+    with _open(settings) as service, network_lines(settings, service) as lines:
+        ready()
+        server.serve()
 
 
 def _run_dhcp(settings: Settings, ready: Callable[[], None]) -> None:
     from provisioner.netboot.advertise import RouterAdvertiser
     from provisioner.netboot.dhcp import dnsmasq_config
     from provisioner.netboot.dnsmasq import Dnsmasq
+    from provisioner.netboot.network_lines import dhcp_line
     from provisioner.netboot.shim_hosts import ShimHosts
+    from provisioner.service.chance import utc_now
 
     from .network import dhcp_mode, netboot_config
+    from .network_lines import network_lines
 
     def tell(event: "DhcpEvent") -> None:
+        if (line := dhcp_line(event, utc_now())) is not None:
+            lines.add(line)
         log.info("dhcp", kind=event.kind, mac=event.mac, address=event.address, text=event.text)
 
     network = netboot_config(settings)
@@ -230,7 +241,7 @@ def _run_dhcp(settings: Settings, ready: Callable[[], None]) -> None:
     dnsmasq = Dnsmasq(path, on_event=tell)
     signal.signal(signal.SIGTERM, lambda *_: dnsmasq.stop())
     advertiser, stop = RouterAdvertiser(settings.dhcp.interface), threading.Event()
-    with _open(settings) as service:
+    with _open(settings) as service, network_lines(settings, service) as lines:
 
         def secure_macs() -> Sequence[str]:
             with service.store.read() as tx:

@@ -22,8 +22,16 @@ from .schemas import (
     PageQuery,
     PowerIn,
     PowerOut,
+    WhyOut,
 )
-from .services import ApiServices, bmc_address, show_host, show_hosts, show_operation
+from .services import (
+    ApiServices,
+    bmc_address,
+    show_answer,
+    show_host,
+    show_hosts,
+    show_operation,
+)
 
 Shown = dict[str, Any]
 
@@ -77,6 +85,13 @@ def _reads(api: APIBlueprint, services: ApiServices) -> None:
             for number, event in found
         ]
         return {"events": events, "next": found[-1][0] if found else None}
+
+    @api.get("/hosts/<name>/why")
+    @api.output(WhyOut)
+    @needs(Verb.READ)
+    def why_host(name: str) -> Shown:
+        """Say where a host's boot stands, why, and what to do."""
+        return show_answer(services.why.ask(name))
 
 
 def _enrolment(api: APIBlueprint, services: ApiServices) -> None:

@@ -227,6 +227,28 @@ class EventsOut(BaseModel):
     next: int | None
 
 
+class EvidenceOut(BaseModel):
+    at: datetime
+    source: str
+    text: str
+
+
+class WhyOut(BaseModel):
+    """Where a host's boot stands, why, and what to do."""
+
+    host: str
+    operation: str | None = Field(description="the one it is about; null when there was none")
+    kind: str | None
+    phase: str | None
+    since: datetime | None
+    deadline_at: datetime | None = Field(description="when its phase has lasted too long")
+    cause: str = Field(description="stable, for programs: see docs/why.md")
+    stands: str
+    why: str
+    evidence: list[EvidenceOut] = Field(description="lines of its timeline, oldest first")
+    next: list[str] = Field(description="commands, and things to look at")
+
+
 class PowerOut(BaseModel):
     power: str | None = Field(description="on or off for `status`, otherwise null")
 

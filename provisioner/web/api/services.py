@@ -24,6 +24,7 @@ from provisioner.service.profiles import Profiles
 from provisioner.service.reconciliation import Reconciliation
 from provisioner.service.releases import Releases
 from provisioner.service.tokens import Tokens
+from provisioner.service.why import Answer, Why
 
 from .schemas import BmcIn
 
@@ -54,6 +55,8 @@ class ApiServices(Protocol):
     @property
     def reconciliation(self) -> Reconciliation: ...
     @property
+    def why(self) -> Why: ...
+    @property
     def store(self) -> Store: ...
 
 
@@ -74,6 +77,26 @@ def show_host(store: Store, host: Host) -> dict[str, Any]:
     open_ones = {host.id: operation} if operation else {}
     shown = _host(host, open_ones, names, with_inventory=True)
     return {**shown, "recovery": recovery, "failed_releases": failures}
+
+
+def show_answer(answer: Answer) -> dict[str, Any]:
+    """Return a diagnosis as the API shows it."""
+    operation, found = answer.operation, answer.diagnosis
+    return {
+        "host": answer.host.name,
+        "operation": operation.id if operation else None,
+        "kind": operation.kind if operation else None,
+        "phase": operation.phase if operation else None,
+        "since": operation.phase_at if operation else None,
+        "deadline_at": operation.deadline_at if operation else None,
+        "cause": found.cause,
+        "stands": found.stands,
+        "why": found.why,
+        "evidence": [
+            {"at": one.at, "source": one.source, "text": one.text} for one in found.evidence
+        ],
+        "next": list(found.next),
+    }
 
 
 def _failure(failure: ReleaseFailure, release_names: Mapping[str, str]) -> dict[str, Any]:

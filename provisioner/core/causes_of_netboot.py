@@ -29,11 +29,6 @@ def _missed(case: Case) -> bool:
     return case.is_unheard and case.trace.reach is Reach.FILE_MISSED
 
 
-def _outcome(case: Case) -> object:
-    missed = case.trace.missed_file
-    return missed.detail.get("outcome") if missed else None
-
-
 def _is_queued(case: Case) -> bool:
     return case.is_open and case.phase is Phase.QUEUED
 
@@ -230,7 +225,7 @@ NETBOOT: Final = (
     ),
     Cause(
         "tftp_not_found",
-        lambda case: _missed(case) and _outcome(case) == "not found",
+        lambda case: _missed(case) and case.words["outcome"] == "not found",
         "it asked TFTP for {file}, which there is not",
         ("which boot file does its DHCP server name? provisioner dhcp-config",),
         _NETWORK,

@@ -111,30 +111,44 @@ class Case:
     def error(self) -> Json:
         return (self.operation.error if self.operation else None) or {}
 
+    @property
+    def evidence(self) -> Json:
+        return self.operation.evidence if self.operation else {}
+
+    @property
+    def in_phase(self) -> Sequence[Event]:
+        """What was seen in its phase, or in the one that it failed in."""
+        operation = self.operation
+        assert operation is not None
+        began_at, ended_at = operation.phase_at, self.facts.now
+        if operation.is_final:
+            ended_at = operation.phase_at
+            began_at = ended_at - timedelta(seconds=operation.phase_seconds.get(str(self.phase), 0))
+        return [one for one in self.facts.events if began_at <= one.at <= ended_at]
+
     @cached_property
     def trace(self) -> Trace:
         """How far its netboot came, while it had the time to."""
         operation = self.operation
-        begin = operation.started_at if operation else None
-        if begin is None:
+        if operation is None or operation.started_at is None:
             return trace(())
-        end = (operation.ended_at if operation else None) or self.facts.now
-        return trace([one for one in self.facts.events if begin <= one.at <= end])
+        begin, end = operation.started_at, operation.ended_at
+        seen = [one for one in self.facts.events if one.at >= begin]
+        return trace([one for one in seen if end is None or one.at <= end])
 
     @property
     def is_unheard(self) -> bool:
         """No ticket came back: in the end, or for longer than that takes by now."""
         if self.code == "netbooting_timed_out":
             return True
-        if not (self.is_open and self.phase is Phase.NETBOOTING):
+        operation, seen, now = self.operation, self.trace, self.facts.now
+        if operation is None or operation.phase is not Phase.NETBOOTING:
             return False
-        seen = self.trace
-        begin = self.operation.phase_at if self.operation else self.facts.now
-        if seen.powered_on_at is None or seen.powered_on_at < begin:
+        if seen.powered_on_at is None or seen.powered_on_at < operation.phase_at:
             return False  # the BMC is still at it
         if seen.heard_at is not None and seen.heard_at > seen.powered_on_at:
-            return self.facts.now - seen.heard_at > NETBOOT_PATIENCE
-        return self.facts.now - seen.powered_on_at > POST_PATIENCE
+            return now - seen.heard_at > NETBOOT_PATIENCE
+        return now - seen.powered_on_at > POST_PATIENCE
 
     @property
     def is_agent_silent(self) -> bool:
@@ -157,7 +171,7 @@ class Case:
     @property
     def unhealthy(self) -> Mapping[str, str]:
         """The checks that did not hold at the last look, with what was found."""
-        checks: Json = self.operation.evidence.get("checks", {}) if self.operation else {}
+        checks: Json = self.evidence.get("checks", {})
         return {
             name: str(check.get("found")) for name, check in checks.items() if not check["healthy"]
         }
@@ -165,10 +179,11 @@ class Case:
     @property
     def lasts(self) -> timedelta:
         """How long the operation has been in its phase."""
-        return self.facts.now - self.operation.phase_at if self.operation else timedelta()
+        assert self.operation is not None
+        return self.facts.now - self.operation.phase_at
 
     def _moment(self, key: str) -> datetime | None:
-        text = self.operation.evidence.get(key) if self.operation else None
+        text = self.evidence.get(key)
         return datetime.fromisoformat(text) if text else None
 
     @property
@@ -198,7 +213,7 @@ class Case:
             "answer": _short(seen.turned_away.text if seen.turned_away else ""),
             "file": str(missed.get("file", "")),
             "outcome": str(missed.get("outcome", "")),
-            "disk": _short(operation.evidence.get("disk_name", "") if operation else ""),
+            "disk": _short(self.evidence.get("disk_name", "")),
         }
 
 
@@ -274,8 +289,8 @@ def _evidence(events: Sequence[Event], sources: frozenset[str]) -> tuple[Event, 
 
 def _progress(operation: Operation | None) -> str:
     report = operation.progress if operation else {}
-    done, total = report.get("done_bytes"), report.get("total_bytes")
-    if not isinstance(done, int) or not isinstance(total, int) or total <= 0:
+    done, total = report.get("done_bytes", 0), report.get("total_bytes", 0)
+    if not total:
         return "its last report had no figures"
     return f"its last report was at {100 * done // total} % of {total} bytes"
 

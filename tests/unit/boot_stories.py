@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from provisioner.core.diagnosis import Dhcp, Facts
-from provisioner.core.model import Event, Host, HostState, Json, Operation, Phase
+from provisioner.core.model import Event, Host, HostState, Json, Kind, Operation, Phase
 
 from .examples import HOST, NOW, operation_in
 
@@ -56,6 +56,7 @@ def failed(code: str, phase: Phase, **more: Any) -> Operation:
         phase_seconds=passed,
         started_at=NOW if phase is not Phase.QUEUED else None,
         ended_at=LATER,
+        phase_at=LATER,
     )
 
 
@@ -127,9 +128,9 @@ STORIES: list[tuple[str, Facts]] = [
     ("bmc_rejected", ended_by("bmc_rejected", Phase.NETBOOTING)),
     # --- netboot, once it is over
     ("nothing_heard", unheard()),
-    ("nothing_heard", unheard(dhcp="proxy" and Dhcp.PROXY)),
+    ("nothing_heard", unheard(dhcp=Dhcp.PROXY)),
     ("nothing_heard_elsewhere", unheard(dhcp=Dhcp.OFF)),
-    ("nothing_heard", unheard(dhcp_before := dhcp("DISCOVER", -10))),
+    ("nothing_heard", unheard(dhcp("DISCOVER", -10))),
     ("booted_its_disk", unheard(dhcp("DISCOVER", 80, "system"))),
     ("booted_its_disk", unheard(line("cloud-init", 80))),
     # A renewal before it was switched off says nothing of how it started.
@@ -152,6 +153,8 @@ STORIES: list[tuple[str, Facts]] = [
     ("ramdisk_not_heard", unheard(*TOLD)),
     ("ramdisk_not_heard", unheard(script("disk", 50), script("ramdisk"))),
     ("agent_not_heard", unheard(*TOLD, dhcp("DISCOVER", 90, "system"))),
+    ("ramdisk_not_heard", unheard(dhcp("DISCOVER", 50, "system"), *TOLD)),
+    ("ramdisk_not_heard", unheard(*TOLD, dhcp("OFFER", 90, "system"))),
     # --- netboot, while it lasts
     ("netbooting", under_way(Phase.NETBOOTING, 500)),
     ("netbooting", under_way(Phase.NETBOOTING, 5 + 239, power_on())),
@@ -191,9 +194,20 @@ STORIES: list[tuple[str, Facts]] = [
     ("wrong_disk", ended_by("wrong_disk", Phase.BOOTING)),
     ("wrong_system", ended_by("wrong_system", Phase.BOOTING)),
     ("system_not_heard", ended_by("booting_timed_out", Phase.BOOTING)),
+    # A deployment that failed here had been booting for the last second of its hour: what the
+    # ramdisk asked before that is no word of the new system.
+    (
+        "system_not_heard",
+        story(failed("booting_timed_out", Phase.BOOTING), dhcp("DISCOVER", 90, "system")),
+    ),
     (
         "system_without_word",
-        story(failed("booting_timed_out", Phase.BOOTING), dhcp("DISCOVER", 90, "system")),
+        story(
+            failed("booting_timed_out", Phase.BOOTING),
+            line("http", 3599.2),
+            dhcp("ACK", 3599.3, "firmware"),
+            dhcp("DISCOVER", 3599.5, "system"),
+        ),
     ),
     ("system_starts", under_way(Phase.BOOTING, 359)),
     ("system_not_heard", under_way(Phase.BOOTING, 361, dhcp("DISCOVER", 362))),
@@ -221,4 +235,17 @@ STORIES: list[tuple[str, Facts]] = [
     ("retired", story(None, host=flagged(state=HostState.RETIRED))),
     ("idle", story(None, host=flagged(state=HostState.ENROLLED))),
     ("idle", story(DONE)),
+]
+
+
+# Beside the stories: what changes no cause, and what is said of it.
+ASIDES: list[Facts] = [
+    story(operation_in(Phase.SUCCEEDED, Kind.INSPECTION), host=flagged(bmc=None, profile=None)),
+    story(replace(failed("disk_failed", Phase.WRITING), phase_seconds={}), release_name=None),
+    story(replace(failed("disk_failed", Phase.WRITING), follow_up_at=LATER), host=QUARANTINED),
+    story(replace(failed("disk_failed", Phase.WRITING), follow_up_at=LATER), before="another"),
+    ended_by("no_disk_matches", found="x" * 10_000),
+    unheard(ASKED, replace(ASKED, text="asks"), replace(ASKED, text="asks")),
+    under_way(Phase.WRITING, 5, progress={"done_bytes": 50, "total_bytes": 200}),
+    unheard(ASKED, replace(ASKED, at=after(4000))),
 ]

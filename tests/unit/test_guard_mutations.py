@@ -3,13 +3,14 @@ of the table then comes out another way. And every condition is seen true and se
 
 import ast
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from provisioner.core import guard
+from tests.unit.branches import Watched
 from tests.unit.guard_cases import REFUSED, TABLE, Case
 
 SOURCE: Final = Path(guard.__file__).read_text()
@@ -127,70 +128,13 @@ def test_a_refusal_is_nothing_but_a_check() -> None:
 # --- every branch ---------------------------------------------------------------------------
 
 
-class Watched(ast.NodeTransformer):
-    """Wraps each condition, each operand of one, and each loop, so that it tells how it went."""
-
-    def __init__(self) -> None:
-        self.places: dict[int, str] = {}
-
-    def _watch(self, node: ast.expr, how: str) -> ast.expr:
-        number = len(self.places)
-        self.places[number] = f"line {node.lineno}: {ast.unparse(node)}"
-        call = ast.Call(ast.Name(how, ast.Load()), [ast.Constant(number), node], [])
-        return ast.copy_location(call, node)
-
-    def visit_If(self, node: ast.If) -> ast.AST:
-        self.generic_visit(node)
-        node.test = self._watch(node.test, "saw")
-        return node
-
-    def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
-        self.generic_visit(node)
-        node.test = self._watch(node.test, "saw")
-        return node
-
-    def visit_BoolOp(self, node: ast.BoolOp) -> ast.AST:
-        self.generic_visit(node)
-        node.values = [self._watch(value, "saw") for value in node.values]
-        return node
-
-    def visit_For(self, node: ast.For) -> ast.AST:
-        self.generic_visit(node)
-        node.iter = self._watch(node.iter, "went")
-        return node
-
-    def visit_comprehension(self, node: ast.comprehension) -> ast.AST:
-        self.generic_visit(node)
-        node.ifs = [self._watch(condition, "saw") for condition in node.ifs]
-        return node
-
-
 def branches_not_taken(cases: Iterable[Case]) -> list[str]:
     """Return the conditions of the guard that the cases do not see both ways."""
     watched = Watched()
-    tree = watched.visit(ast.parse(SOURCE))
-    seen: set[tuple[int, bool]] = set()
-
-    def saw(number: int, value: object) -> object:
-        seen.add((number, bool(value)))
-        return value
-
-    def went(number: int, items: Iterable[object]) -> Iterator[object]:
-        for item in items:
-            seen.add((number, True))
-            yield item
-        seen.add((number, False))
-
-    told: dict[str, Callable[..., object]] = {"saw": saw, "went": went}
-    module = run_as_guard(tree, **told)
+    module = run_as_guard(watched.visit(ast.parse(SOURCE)), **watched.names)
     for case in cases:
         outcome(case, module)
-    return [
-        f"{place} is never {way}"
-        for number, place in watched.places.items()
-        for way in (True, False)
-        if (number, way) not in seen
-    ]
+    return watched.not_taken()
 
 
 def test_the_table_takes_every_branch_of_the_guard_both_ways() -> None:

@@ -1,0 +1,76 @@
+"""What real firmware leaves in the timeline, and what `provisioner why` makes of it."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Final
+
+import pytest
+
+from provisioner.core.model import Json
+from provisioner.lab import LabHost
+from provisioner.lab.site import Site
+from tests.lab.sites import (
+    a_site,
+    deploy,
+    disk_path,
+    publish_tiny,
+    put_old_system,
+    reached,
+    timeline,
+    tiny_profile,
+)
+
+pytestmark = pytest.mark.lab
+
+DISK_MIB: Final = 64
+BIOS, UEFI = "lab-1", "lab-2"
+FAILED_LIMIT: Final = timedelta(minutes=6)
+LIMITS: Final[dict[str, object]] = {"netbooting_s": 90, "soft_shutdown_s": 1}
+ONCE: Final[dict[str, object]] = {"automatic": False}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A BIOS and a UEFI host with an old system each, and a release that neither can take:
+    no disk here has the serial that their profile asks for."""
+    directory = tmp_path_factory.mktemp("why")
+    hosts = [LabHost("bios", disks_mib=(DISK_MIB,)), LabHost("uefi", disks_mib=(DISK_MIB,))]
+    with a_site(directory, hosts, {"limits": LIMITS, "recovery": ONCE}) as site:
+        tiny_profile(site, serial="NOT-IN-THIS-RACK")
+        publish_tiny(site, directory, "1")
+        for host in site.lab.hosts:
+            site.enrol(host)
+            put_old_system(disk_path(site, host.name))
+        yield site
+
+
+def why(site: Site, name: str) -> Json:
+    with site.client() as client:
+        return client.why(name)
+
+
+def test_firmware_that_netboots_and_one_that_starts_its_own_disk(site: Site) -> None:
+    site.lab.fault(BIOS, "bmc-forgets-boot")
+    operations = {name: deploy(site, [name], "tiny@1")[name] for name in (BIOS, UEFI)}
+
+    reached(site, operations[UEFI], "failed", limit=FAILED_LIMIT)
+    answer = why(site, UEFI)
+    assert answer["cause"] == "no_disk_matches", answer
+    lines = [line.split(" ", 1)[1] for line in timeline(site, UEFI)]
+    wanted = (
+        "dhcp: the firmware asks for an address",
+        "dhcp: 10.77.0.",
+        "tftp: snponly.efi: served",
+        "dhcp: the iPXE asks for an address",
+        "http: boot script: deploy ramdisk",
+        "dhcp: the system asks for an address",
+        "agent: agent says hello",
+    )
+    places = [next(n for n, one in enumerate(lines) if one.startswith(text)) for text in wanted]
+    assert places == sorted(places), lines
+
+    reached(site, operations[BIOS], "failed", limit=FAILED_LIMIT)
+    answer = why(site, BIOS)
+    assert answer["cause"] == "nothing_heard", answer
+    assert not [line for line in timeline(site, BIOS) if " dhcp: " in line]
+    assert "forgot the network boot" in answer["why"]

@@ -1,8 +1,9 @@
 """Reports home from a freshly deployed host: which release runs, on which disk, how healthy.
 
-Runs once after cloud-init's last stage, and tries until the service accepts. One file, and
-the standard library only: it is copied to hosts as it is. It changes nothing on the host
-but its own configuration, which it removes when its one-time nonce is spent.
+Runs after cloud-init's last stage, and reports until its system is proven: each report says
+that it still runs, and how. One file, and the standard library only: it is copied to hosts
+as it is. It changes nothing on the host but its own configuration, which it removes when its
+one-time nonce is spent.
 """
 
 import fcntl
@@ -20,12 +21,15 @@ import time
 CONFIG = "/etc/provisioner/reporter.json"
 RELEASE = "/usr/lib/provisioner/release.json"
 PATH = "/report/v1/phone-home"
-ACCEPTED = 200
-SPENT = 410  # the deployment has ended: it was accepted before, or given up
+PROVEN = 200  # or refused for good: nothing more is to be said
+ASKED_AGAIN = 202  # accepted, and its health is looked at
+SPENT = 410  # the deployment has ended: it was proven before, or given up
 ANSWER_BYTES_MAX = 64 * 1024
 TIMEOUT_S = 15.0
 FIRST_PAUSE_S = 0.5
 PAUSE_MAX_S = 30.0
+# While it is being proven: three times that without a report, and it counts as gone.
+REPORT_EVERY_S = 10.0
 # A host that nobody listens to for a day is not being deployed any more. It tries again at
 # its next start.
 PATIENCE_S = 24 * 3600.0
@@ -36,31 +40,36 @@ NO_CHECK_TIME = 0x200000
 
 
 def main() -> int:
-    """Report until it is accepted, or nobody waits for it any more. Return 0 then, and 1 when
-    patience ran out."""
+    """Report until the system is proven, or nobody waits for it any more. Return 0 then, and
+    1 when patience ran out."""
     with open(CONFIG, encoding="utf-8") as file:
         config = json.load(file)
     # What the first boot made is on the disk before anyone counts on it: a power cut right
     # after success has left a host with an empty ssh key, and cloud-init makes none again.
     os.sync()
     ends_at = time.monotonic() + PATIENCE_S
-    pause_s = FIRST_PAUSE_S
+    pause_s, pause_max_s = FIRST_PAUSE_S, PAUSE_MAX_S
     while True:
-        found = report_from("/")
         try:
-            status = send(config["url"], {"nonce": config["nonce"], **found}, config["ca_pem"])
-            if status in (ACCEPTED, SPENT):
+            body = {"nonce": config["nonce"], **report_from("/")}
+            status = send(config["url"], body, config["ca_pem"])
+            if status in (PROVEN, SPENT):
                 # The nonce is of no use any more, and the file has no other one.
                 os.unlink(CONFIG)
                 return 0
+            if status == ASKED_AGAIN:
+                ends_at = time.monotonic() + PATIENCE_S
+                if pause_max_s != REPORT_EVERY_S:
+                    # The first reports follow soon, for a soak may be short.
+                    pause_s, pause_max_s = FIRST_PAUSE_S, REPORT_EVERY_S
             why = f"the service answered {status}"
         except (OSError, ValueError) as error:
             why = str(error) or type(error).__name__
-        print(f"not accepted: {why}; trying again in {pause_s:.1f} s", flush=True)  # noqa: T201 - the journal
+        print(f"not proven yet: {why}; reports again in {pause_s:.1f} s", flush=True)  # noqa: T201 - the journal
         if time.monotonic() + pause_s > ends_at:
             return 1
         time.sleep(pause_s)
-        pause_s = min(pause_s * 2, PAUSE_MAX_S)
+        pause_s = min(pause_s * 2, pause_max_s)
 
 
 def report_from(root: str) -> dict[str, object]:

@@ -18,7 +18,9 @@ Wants=network-online.target
 ConditionPathExists=/etc/provisioner/reporter.json
 
 [Service]
-Type=oneshot
+# Not oneshot: whatever waits for cloud-init.target would wait for the end of the soak, and a
+# health check may ask for just that.
+Type=exec
 ExecStart=/usr/bin/python3 -I -S /var/lib/provisioner/reporter.py
 Restart=on-failure
 RestartSec=60

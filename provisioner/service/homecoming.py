@@ -17,10 +17,11 @@ from provisioner.errors import Gone, ProvisionerError, TrustError
 from .agent_bodies import DETAIL_BYTES_MAX, bounded, event_of, text_in, texts_in
 from .chance import Derived
 from .observing import check_acting
+from .proof import BOOT_ID, HEALTHY_SINCE, HEARD_AT
 from .transitions import Transitions
 
 REPORTER: Final = "reporter"
-_TOLD: Final = ("release_id", "root_disk", "boot_id", "machine_id_digest", "kernel", "os_release")
+_TOLD: Final = ("release_id", "root_disk", BOOT_ID, "machine_id_digest", "kernel", "os_release")
 _BOOTED: Final = (Phase.BOOTING, Phase.PROVING)
 # The agent was done, but could not tell: the service was away for too long.
 _UNHEARD: Final = Phase.VERIFYING
@@ -40,9 +41,14 @@ class Homecoming:
     def phone_home(self, body: Json, source: str) -> Json:
         """Judge the report of a freshly booted system by nonce, release and root disk.
 
+        The answer says whether it is accepted, and whether it is to be made again: until the
+        system is proven, each report says that it still runs. The proven system is told so
+        as often as it asks, since that answer may be lost.
+
         Raises TrustError when the nonce is not the one of a deployment, NotAllowed when it
-        comes too early, and Gone when the deployment has ended: the nonce died with it. A
-        report with the right nonce from a wrong system ends the deployment as failed.
+        comes too early, and Gone when the deployment has ended otherwise, or another began:
+        the nonce died with it. A report with the right nonce from a wrong system ends the
+        deployment as failed.
         """
         nonce = text_in(body, "nonce")
         if not nonce.isascii() or not nonce.isprintable():
@@ -54,6 +60,8 @@ class Homecoming:
             operation = self._operation_of_nonce(tx, operation_id, nonce)
             host = tx.host(operation.host_id)
             if operation.is_final:
+                if _is_proven(tx, operation, host, body):
+                    return {"accepted": True, "ask_again": False}
                 text = "a nonce came back after its deployment had ended, refused"
                 tx.add_event(event_of(now, "cloud-init", text, host, operation))
             else:
@@ -74,8 +82,7 @@ class Homecoming:
         source: str,
         now: datetime,
     ) -> Json:
-        row = tx.release(operation.release or "")
-        mismatch = _mismatch(body, operation, row.release_id if row else None)
+        mismatch = _mismatch(tx, body, operation)
         is_unheard = operation.phase is _UNHEARD and mismatch is None
         if operation.phase not in _BOOTED and not is_unheard:
             raise NotAllowed(
@@ -85,27 +92,12 @@ class Homecoming:
             )
         if is_unheard:
             tx.save_host(replace(host, root_disk=operation.evidence.get("disk")))
-        self._apply_report(tx, operation, host, body, source, mismatch)
-        text = "phones home" if mismatch is None else f"phones home: {mismatch['message']}"
-        tx.add_event(event_of(now, "cloud-init", text, host, operation))
-        return {"accepted": mismatch is None}
-
-    def _apply_report(
-        self,
-        tx: Tx,
-        operation: Operation,
-        host: Host,
-        body: Json,
-        source: str,
-        mismatch: Json | None,
-    ) -> None:
-        evidence: Json = {
-            "nonce": "the deployment's own",
-            "address": source,
-            "ssh_host_keys": texts_in(body, "ssh_host_keys"),
-            "failed_units": texts_in(body, "failed_units"),
-            **{key: bounded(body.get(key), DETAIL_BYTES_MAX) for key in _TOLD},
-        }
+        evidence = _evidence(body, source, now)
+        has_restarted = operation.phase is Phase.PROVING and evidence[
+            BOOT_ID
+        ] != operation.evidence.get(BOOT_ID)
+        if has_restarted:
+            evidence[HEALTHY_SINCE] = None
         self._transitions.apply(
             tx,
             operation.id,
@@ -115,6 +107,15 @@ class Homecoming:
             evidence=evidence if mismatch is None else {"refused_report": evidence},
             error={"host": host.name, **mismatch} if mismatch else None,
         )
+        text = "phones home"
+        if mismatch is not None:
+            text = f"phones home: {mismatch['message']}"
+        elif has_restarted:
+            text = "phones home after a restart: its soak begins anew"
+        elif operation.phase is Phase.PROVING:
+            return {"accepted": True, "ask_again": True}  # and no line for each
+        tx.add_event(event_of(now, "cloud-init", text, host, operation))
+        return {"accepted": mismatch is None, "ask_again": mismatch is None}
 
     def _operation_of_nonce(self, tx: Tx, operation_id: OperationId, nonce: str) -> Operation:
         try:
@@ -129,8 +130,30 @@ class Homecoming:
         return operation
 
 
-def _mismatch(body: Json, operation: Operation, release_id: str | None) -> Json | None:
+def _evidence(body: Json, source: str, now: datetime) -> Json:
+    return {
+        "nonce": "the deployment's own",
+        "address": source,
+        HEARD_AT: now.isoformat(),
+        "ssh_host_keys": texts_in(body, "ssh_host_keys"),
+        "failed_units": texts_in(body, "failed_units"),
+        **{key: bounded(body.get(key), DETAIL_BYTES_MAX) for key in _TOLD},
+    }
+
+
+def _is_proven(tx: Tx, operation: Operation, host: Host, body: Json) -> bool:
+    """Return whether it is the proven system that asks, and nothing has come after it."""
+    return (
+        operation.phase is Phase.SUCCEEDED
+        and operation.generation == host.generation
+        and _mismatch(tx, body, operation) is None
+    )
+
+
+def _mismatch(tx: Tx, body: Json, operation: Operation) -> Json | None:
     """Return the error for a report that is not from the deployed system, or None."""
+    row = tx.release(operation.release or "")
+    release_id = row.release_id if row else None
     disk = operation.evidence.get("disk", {})
     found = body["root_disk"] if isinstance(body.get("root_disk"), dict) else {}
     if release_id is None or body.get("release_id") != release_id:

@@ -23,11 +23,12 @@ from provisioner.core.guard import (
 )
 from provisioner.core.lifecycle import E, NotAllowed, deadline_event
 from provisioner.core.model import FINAL, Host, Json, Kind, Operation, OperationId, Phase
-from provisioner.core.profile import Check, Health, health_of
+from provisioner.core.profile import Check, health_of
 from provisioner.errors import ProvisionerError, Unavailable
 
 from .health import CHECK_LIMIT_S, Finding, check_all
 from .performer import Performer
+from .proof import HEALTHY_SINCE, REPORT, is_overtaken, judge
 from .recovery import Recovery
 from .sightings import HighWater
 from .transitions import Transitions
@@ -277,7 +278,12 @@ class Worker:
                 if now - began_at > LOOK_LIMIT + len(findings) * timedelta(seconds=CHECK_LIMIT_S):
                     log.warning("health check came too late", operation=operation_id)
                     return
-                event, evidence = judge(tx.operation(operation_id), findings, health, now)
+                current = tx.operation(operation_id)
+                if is_overtaken(operation, current):
+                    # What was looked at is not what it says by now: the next round is soon.
+                    log.info("health check overtaken by a report", operation=operation_id)
+                    return
+                event, evidence = judge(current, findings, health, began_at=began_at, now=now)
                 self._move(tx, operation, event, evidence=evidence)
         except NotAllowed as refusal:
             log.info("decision overtaken", operation=operation_id, why=refusal.message)
@@ -308,23 +314,6 @@ def _alone(operation_id: OperationId) -> Iterator[None]:
         log.info("decision overtaken", operation=operation_id, why=refusal.message)
     except ProvisionerError as error:
         log.error("operation not moved", operation=operation_id, why=error.message)
-
-
-def judge(
-    operation: Operation, findings: list[Finding], health: Health, now: datetime
-) -> tuple[E, Json]:
-    """Return the event and the evidence of one round: healthy since when, and enough?"""
-    checks: Json = {
-        str(finding.check): {"healthy": finding.is_healthy, "found": finding.found}
-        for finding in findings
-    }
-    if not all(finding.is_healthy for finding in findings):
-        return E.CHECKED, {"checks": checks, "healthy_since": None}
-    text = operation.evidence.get("healthy_since")
-    since = datetime.fromisoformat(text) if text else now
-    evidence: Json = {"checks": checks, "healthy_since": since.isoformat()}
-    soaked = (now - since).total_seconds() >= health.soak_s
-    return (E.SOAKED if soaked else E.CHECKED), evidence
 
 
 _EXPECTED: Final[dict[Phase, tuple[str, str]]] = {
@@ -359,7 +348,10 @@ def overdue_error(
     if operation.phase is Phase.PROVING:
         checks: Json = operation.evidence.get("checks", {})
         bad = {name: check["found"] for name, check in checks.items() if not check["healthy"]}
-        found = f"unhealthy: {bad}"
+        since = operation.evidence.get(HEALTHY_SINCE)
+        found = f"unhealthy: {bad}" if bad or not since else f"healthy since {since} only"
+        if REPORT in bad:
+            hint = "look at the host's console: does it still run the new system?"
     return {
         "code": f"{operation.phase}_timed_out",
         "message": f"host {host.name} ran out of time in {operation.phase}",

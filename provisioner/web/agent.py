@@ -71,7 +71,11 @@ def create_app(service: AgentListener) -> Flask:
 
     @app.post("/report/v1/phone-home")
     def phone_home() -> Response:
-        return jsonify(agents.phone_home(json_object(), peer()))
+        told = agents.phone_home(json_object(), peer())
+        answer = jsonify(told)
+        if told["ask_again"]:
+            answer.status_code = HTTPStatus.ACCEPTED
+        return answer
 
     @app.get("/healthz")
     def healthz() -> Response:

@@ -17,6 +17,7 @@ from provisioner.core.bootplan import Ramdisk
 from provisioner.core.model import BmcAddress, Operation, Phase
 from provisioner.errors import BmcBusy, BmcUnreachable, ProvisionerError
 from provisioner.service.performer import Performer
+from provisioner.service.proof import REPORT_EVERY
 from provisioner.service.worker import Worker
 from tests.faulty_bmc.faults import Faults, Traits
 from tests.faulty_bmc.server import FaultyBmc, Rack, running_rack
@@ -155,7 +156,8 @@ class Trial:
         if self.disk == NEW:
             yield FIRST_BOOT_S
             try:
-                Agent(self.site).phone_home()
+                while Agent(self.site).phone_home()["ask_again"]:
+                    yield REPORT_EVERY.total_seconds()
             except ProvisionerError:
                 return  # too late: nobody waits for it
 

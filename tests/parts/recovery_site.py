@@ -39,9 +39,10 @@ def succeed(site: Site, operation: Operation) -> Host:
     """Carry a queued deployment to its end, and return its host."""
     site.worker.start_queued()
     site.perform()
-    Agent(site).until(Phase.PROVING)
+    agent = Agent(site).until(Phase.PROVING)
     site.worker.check(operation.id)
     site.clock.pass_(SOAK_S)
+    agent.phone_home()
     site.worker.check(operation.id)
     site.perform()
     assert site.phase(operation) is Phase.SUCCEEDED

@@ -231,6 +231,10 @@ class SimulatedHost:
             "failed_units": [],
         }
         told = self._call("phone-home", lambda: body, where="report")
+        while told and told["ask_again"]:
+            self._check_power()
+            time.sleep(ASK_AGAIN_S)
+            told = self._call("phone-home", lambda: body, where="report")
         self.said.append("is accepted" if told else "is not accepted")
         if told is None:
             self.system = OLD  # told that its nonce is spent, a reporter forgets it

@@ -160,11 +160,12 @@ def deploy(host: Host, client: Client) -> None:
     nonce = derived.nonce(OperationId(operation["id"]), operation["generation"]).reveal()
     host.secrets["nonce"] = nonce.partition(".")[2]
     assert host.phones_home(f"{operation['id']}.{'A' * 43}", FACTS.release_id).status_code == 403
-    assert host.phones_home(nonce, FACTS.release_id).json() == {"accepted": True}
+    assert host.phones_home(nonce, FACTS.release_id).status_code == 202
     until(lambda: client.operation(operation["id"])["is_final"])
     ended = client.operation(operation["id"])
     assert ended["phase"] == "succeeded", ended["error"]
-    assert host.phones_home(nonce, FACTS.release_id).status_code == 410
+    assert host.phones_home(nonce, FACTS.release_id).status_code == 200
+    assert host.phones_home(nonce, "0" * 32).status_code == 410
 
 
 def client_token(host: Host) -> str:

@@ -4,6 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import time
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 
 from provisioner.reporter import reporter
 from provisioner.reporter.vendor_data import vendor_data
+from provisioner.service.proof import REPORT_AGE_MAX, REPORT_EVERY
 from tests.parts.agent_service import Service, running, self_signed
 
 
@@ -79,53 +83,74 @@ def test_the_report_has_every_part_of_the_protocol(tmp_path: Path) -> None:
     assert set(reporter.report_from(str(tmp_path / "nothing"))) == set(found)
 
 
+@dataclass
 class ReportService(Service):
-    """A service that accepts the second report."""
+    """A service that answers its reports by these, and says when each came."""
+
+    answers: tuple[int, ...] = (200,)
+    came_at: list[float] = field(default_factory=list)
+    # As on the host at that moment.
+    had_config: list[bool] = field(default_factory=list)
+    config: Path = Path()
 
     def answer(self, name: str, body: dict[str, Any], _: str) -> tuple[int, dict[str, Any]]:
         self.calls.append((name, body))
-        status = 503 if len(self.calls) == 1 else 200
-        if status == 200:
-            self.ended.set()
-        return status, {}
+        self.came_at.append(time.monotonic())
+        self.had_config.append(self.config.exists())
+        return self.answers[len(self.calls) - 1], {}
 
 
-def test_it_reports_until_it_is_accepted_and_then_forgets_the_nonce(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A busy service is asked again; afterwards the file with the nonce is gone."""
-    config = tmp_path / "reporter.json"
-    with running(ReportService(files={}, hello={})) as service:
-        config.write_text(
-            json.dumps(
-                {"url": service.agent_url, "nonce": "n-1", "ca_pem": service.ca_pem.decode()}
-            )
-        )
+def reported(folder: Path, monkeypatch: pytest.MonkeyPatch, *answers: int) -> ReportService:
+    """Run the reporter until it ends by itself, and return who heard it."""
+    config = folder / "reporter.json"
+    heard = ReportService(files={}, hello={}, answers=answers, config=config)
+    with running(heard) as service:
+        pem = service.ca_pem.decode()
+        config.write_text(json.dumps({"url": service.agent_url, "nonce": "n-1", "ca_pem": pem}))
         monkeypatch.setattr(reporter, "CONFIG", str(config))
         assert reporter.main() == 0
-    assert [name for name, _ in service.calls] == ["/report/v1/phone-home"] * 2
-    assert service.calls[1][1]["nonce"] == "n-1"
     assert not config.exists()
+    return heard
+
+
+def test_it_reports_until_its_system_is_proven_and_then_forgets_the_nonce(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy service is asked again, and one that looks at its health is told how it is until
+    that has ended; afterwards the file with the nonce is gone."""
+    heard = reported(tmp_path, monkeypatch, 503, 202, 202, 200)
+    assert [name for name, _ in heard.calls] == ["/report/v1/phone-home"] * 4
+    assert {body["nonce"] for _, body in heard.calls} == {"n-1"}
+    assert len({body["boot_id"] for _, body in heard.calls}) == 1
+    assert heard.had_config == [True] * 4
+
+
+def test_its_first_reports_follow_soon_and_then_at_even_intervals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A soak may be short. The service was long in coming, and that is forgotten; a report
+    that is refused for the moment is made again as soon as any other."""
+    monkeypatch.setattr(reporter, "FIRST_PAUSE_S", 0.2)
+    monkeypatch.setattr(reporter, "REPORT_EVERY_S", 0.6)
+    answers = (503, 503, 503, 503, 202, 202, 202, 202, 202, 503, 200)
+    heard = reported(tmp_path, monkeypatch, *answers)
+    pauses = [after - before for before, after in pairwise(heard.came_at)]
+    assert pauses[3] >= 1.6 > pauses[4] >= 0.2  # doubled three times, and anew
+    assert min(pauses[-3:]) >= 0.6
+
+
+def test_the_service_counts_on_its_interval() -> None:
+    assert REPORT_EVERY.total_seconds() == reporter.REPORT_EVERY_S
+    # One report may be lost in a connection that nobody answers.
+    assert reporter.TIMEOUT_S + reporter.REPORT_EVERY_S < REPORT_AGE_MAX.total_seconds()
 
 
 def test_it_gives_up_when_its_deployment_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The answer that accepted it was lost, or the deployment was given up: no unit fails."""
-
-    class Over(ReportService):
-        def answer(self, name: str, body: dict[str, Any], _: str) -> tuple[int, dict[str, Any]]:
-            self.calls.append((name, body))
-            return 410, {}
-
-    config = tmp_path / "reporter.json"
-    with running(Over(files={}, hello={})) as service:
-        pem = service.ca_pem.decode()
-        config.write_text(json.dumps({"url": service.agent_url, "nonce": "n-1", "ca_pem": pem}))
-        monkeypatch.setattr(reporter, "CONFIG", str(config))
-        assert reporter.main() == 0
-    assert len(service.calls) == 1
-    assert not config.exists()
+    """The deployment was given up, perhaps within the soak: no unit fails."""
+    assert len(reported(tmp_path, monkeypatch, 410).calls) == 1
+    assert len(reported(tmp_path, monkeypatch, 202, 410).calls) == 2
 
 
 def test_it_does_not_report_to_a_stranger() -> None:

@@ -59,10 +59,11 @@ def test_a_host_is_rebuilt_and_proven(site: Site, ssh_port: int) -> None:
     agent.progress("verifying", done_bytes=2, total_bytes=2)
     assert agent.done() == {"restart": "reboot"}
     site.perform()
-    assert agent.phone_home() == {"accepted": True}
+    assert agent.phone_home() == {"accepted": True, "ask_again": True}
 
     site.worker.check(operation.id)
     site.clock.pass_(9)
+    agent.phone_home()
     site.worker.check(operation.id)
     assert site.phase(operation) is Phase.PROVING
     site.clock.pass_(1)
@@ -105,6 +106,7 @@ def test_the_second_release_replaces_the_first(site: Site, ssh_port: int) -> Non
         agent.phone_home()
         site.worker.check(operation.id)
         site.clock.pass_(10)
+        agent.phone_home()
         site.worker.check(operation.id)
         assert site.hosts.show("r1n1").release == site.releases.show(release).digest
     assert len(instance_ids) == 2
@@ -127,6 +129,7 @@ def test_an_unhealthy_system_begins_its_soak_anew(site: Site, ssh_port: int) -> 
     site.worker.check(operation.id)
     assert site.phase(operation) is Phase.PROVING
     site.clock.pass_(2)
+    agent.phone_home()
     site.worker.check(operation.id)
     assert site.phase(operation) is Phase.SUCCEEDED
 

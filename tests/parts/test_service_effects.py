@@ -221,7 +221,7 @@ def test_a_bmc_that_fails_after_the_write_does_not_stop_the_deployment(
     agent.done()
     site.perform()
     assert site.phase(operation) is Phase.BOOTING
-    assert agent.phone_home() == {"accepted": True}
+    assert agent.phone_home() == {"accepted": True, "ask_again": True}
 
 
 # --- late, twice, overtaken ---------------------------------------------------------------

@@ -41,9 +41,11 @@ def proving(site: Site) -> Operation:
     site.add_host()
     site.deploy("r1n1")
     site.perform()
-    operation = Agent(site).until(Phase.PROVING).operation()
+    agent = Agent(site).until(Phase.PROVING)
+    operation = agent.operation()
     worker(site, lambda checks, _a, _e: found(checks, is_healthy=True)).check(operation.id)
     site.clock.pass_(SOAK.total_seconds())
+    agent.phone_home()
     return operation
 
 

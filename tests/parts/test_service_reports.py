@@ -174,7 +174,7 @@ def test_field_26_another_system_that_phones_home_fails_the_deployment(
     site: Site, agent: Agent, report: dict[str, object], code: str, reached: Phase
 ) -> None:
     agent.until(reached)
-    assert agent.phone_home(**report) == {"accepted": False}
+    assert agent.phone_home(**report) == {"accepted": False, "ask_again": False}
     operation, host = agent.operation(), site.hosts.show("r1n1")
     assert operation.phase is Phase.FAILED
     assert (operation.error or {})["code"] == code
@@ -187,8 +187,11 @@ def test_a_disk_known_by_its_wwn_alone_is_compared_by_it(agent: Agent) -> None:
     agent.inventory = inventory(1, disks=[disk])
     agent.until(Phase.BOOTING)
     same = {"name": "sda", "serial": "x", "wwn": "0x5000c500a1b2c3d4"}
-    assert agent.phone_home(root_disk=same) == {"accepted": True}
-    assert agent.phone_home(root_disk={**same, "wwn": "0x5000c500ffffffff"}) == {"accepted": False}
+    assert agent.phone_home(root_disk=same) == {"accepted": True, "ask_again": True}
+    assert agent.phone_home(root_disk={**same, "wwn": "0x5000c500ffffffff"}) == {
+        "accepted": False,
+        "ask_again": False,
+    }
 
 
 @pytest.mark.parametrize("reached", [Phase.PREPARING, Phase.WRITING])
@@ -215,7 +218,7 @@ def test_a_wrong_nonce_changes_nothing(site: Site, agent: Agent, nonce: object) 
 def test_odd_reports_are_kept_short_and_break_nothing(agent: Agent) -> None:
     agent.until(Phase.BOOTING)
     odd = {"ssh_host_keys": None, "failed_units": ["x" * 9999] * 999, "os_release": 5}
-    assert agent.phone_home(**odd) == {"accepted": True}
+    assert agent.phone_home(**odd) == {"accepted": True, "ask_again": True}
     assert len(str(agent.operation().evidence["failed_units"])) < 110_000
 
 

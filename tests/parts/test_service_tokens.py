@@ -195,7 +195,7 @@ def test_a_seed_whose_answer_was_lost_ends_the_deployment(url: str, site: Site) 
 
 def test_a_nonce_dies_with_its_deployment(site: Site, agent: Agent) -> None:
     agent.until(Phase.PROVING)
-    assert agent.phone_home() == {"accepted": True}
+    assert agent.phone_home() == {"accepted": True, "ask_again": True}
     tamper(site, "UPDATE operations SET phase = 'succeeded'")
     before = agent.operation()
     with pytest.raises(Gone) as caught:
@@ -227,4 +227,4 @@ def test_a_nonce_is_of_one_operation_and_generation(site: Site, agent: Agent) ->
     for secret in (agent.token, agent.ticket, f"{operation.id}.{agent.token}"):
         with pytest.raises(TrustError):
             agent.phone_home(nonce=secret)
-    assert agent.phone_home() == {"accepted": True}
+    assert agent.phone_home() == {"accepted": True, "ask_again": True}

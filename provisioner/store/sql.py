@@ -41,8 +41,8 @@ class Queries:
         row = self._connection.execute(query).one_or_none()
         return row._asdict() if row is not None else None
 
-    def _all(self, query: Select[Any]) -> list[Row]:
-        return [row._asdict() for row in self._connection.execute(query)]
+    def _all(self, query: Select[Any], values: Row | None = None) -> list[Row]:
+        return [row._asdict() for row in self._connection.execute(query, values)]
 
     def _number(self, query: Select[Any]) -> int:
         return int(self._connection.execute(query).scalar() or 0)

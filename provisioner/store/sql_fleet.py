@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, TextClause, case, func, select, union
+from sqlalchemy import ColumnElement, Select, TextClause, bindparam, case, func, select, union
 
 from ..core.fleet import Breaker, Failure, Load, Queued, Selection
 from ..core.model import FINAL, HostId, HostState, Kind, OperationId, Phase
@@ -41,27 +41,10 @@ class FleetQueries(Queries):
 
     def loads(self, *, started_after: datetime, not_by: str) -> Mapping[str | None, Load]:
         """Return the load of each group, and under None that of hosts without one."""
-        is_in_flight = operations.c.phase.in_(_IN_FLIGHT_PHASES)
-        is_recent = operations.c.started_at > started_after
-        counts = operations.c.requested_by != not_by
-        # Not the bare column: SQLite would then go through all hosts in the order of its
-        # index, and not through what is in flight.
-        group = hosts.c.group_name.concat("")
-        query = (
-            select(
-                group.label("name"),
-                _how_many(is_in_flight & counts).label("in_flight"),
-                _how_many(is_recent & counts).label("started"),
-                _how_many(is_in_flight & _IS_SERVING).label("active_in_flight"),
-            )
-            .join_from(operations, hosts)
-            # A union, since SQLite reads all operations for the two conditions in one.
-            .where(operations.c.id.in_(union(_ids(IN_FLIGHT), _ids(is_recent))))
-            .group_by(group)
-        )
+        values = {"started_after": started_after, "not_by": not_by}
         return {
             row["name"]: Load(row["in_flight"], row["started"], row["active_in_flight"])
-            for row in self._all(query)
+            for row in self._all(_LOADS, values)
         }
 
     def group_sizes(self, groups: Iterable[str]) -> Mapping[str, tuple[int, int]]:
@@ -81,25 +64,7 @@ class FleetQueries(Queries):
 
     def queued(self, *, per_group_max: int) -> Sequence[Queued]:
         """Return the oldest of each group, so that a group that waits hides no other one."""
-        place = func.row_number().over(
-            partition_by=hosts.c.group_name,
-            order_by=(operations.c.requested_at, operations.c.id),
-        )
-        placed = (
-            select(
-                operations.c.id,
-                operations.c.host_id,
-                operations.c.requested_at,
-                hosts.c.group_name,
-                hosts.c.state,
-                place.label("place"),
-            )
-            .join_from(operations, hosts)
-            .where(operations.c.phase == Phase.QUEUED.value)
-            .subquery()
-        )
-        first = select(placed).where(placed.c.place <= per_group_max)
-        rows = self._all(first.order_by(placed.c.requested_at, placed.c.id).limit(QUEUED_MAX))
+        rows = self._all(_QUEUED, {"per_group_max": per_group_max})
         return [
             Queued(
                 OperationId(row["id"]),
@@ -136,3 +101,51 @@ def _ids(condition: ColumnElement[bool] | TextClause) -> Select[Any]:
 
 def _how_many(condition: ColumnElement[bool]) -> ColumnElement[Any]:
     return func.coalesce(func.sum(case((condition, 1), else_=0)), 0)
+
+
+def _loads() -> Select[Any]:
+    is_in_flight = operations.c.phase.in_(_IN_FLIGHT_PHASES)
+    is_recent = operations.c.started_at > bindparam("started_after")
+    counts = operations.c.requested_by != bindparam("not_by")
+    # Not the bare column: SQLite would then go through all hosts in the order of its
+    # index, and not through what is in flight.
+    group = hosts.c.group_name.concat("")
+    return (
+        select(
+            group.label("name"),
+            _how_many(is_in_flight & counts).label("in_flight"),
+            _how_many(is_recent & counts).label("started"),
+            _how_many(is_in_flight & _IS_SERVING).label("active_in_flight"),
+        )
+        .join_from(operations, hosts)
+        # A union, since SQLite reads all operations for the two conditions in one.
+        .where(operations.c.id.in_(union(_ids(IN_FLIGHT), _ids(is_recent))))
+        .group_by(group)
+    )
+
+
+def _queued() -> Select[Any]:
+    place = func.row_number().over(
+        partition_by=hosts.c.group_name,
+        order_by=(operations.c.requested_at, operations.c.id),
+    )
+    placed = (
+        select(
+            operations.c.id,
+            operations.c.host_id,
+            operations.c.requested_at,
+            hosts.c.group_name,
+            hosts.c.state,
+            place.label("place"),
+        )
+        .join_from(operations, hosts)
+        .where(operations.c.phase == Phase.QUEUED.value)
+        .subquery()
+    )
+    first = select(placed).where(placed.c.place <= bindparam("per_group_max"))
+    return first.order_by(placed.c.requested_at, placed.c.id).limit(QUEUED_MAX)
+
+
+# Asked several times in every second, and built once: that takes longer than the answer.
+_LOADS: Final = _loads()
+_QUEUED: Final = _queued()

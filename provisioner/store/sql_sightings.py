@@ -13,6 +13,7 @@ from .tables import sightings
 # Kept in all; one is enough to stop everything, the others tell a person where to look.
 SIGHTINGS_MAX: Final = 10_000
 _OPEN: Final = sightings.c.reconciled_at.is_(None)
+_ANY_OPEN: Final = select(sightings.c.key).where(_OPEN).limit(1)
 
 
 class SightingQueries(Queries):
@@ -34,7 +35,7 @@ class SightingQueries(Queries):
         return [Sighting(**row) for row in self._all(found)]
 
     def is_observing(self) -> bool:
-        return self._one(select(sightings.c.key).where(_OPEN).limit(1)) is not None
+        return self._one(_ANY_OPEN) is not None
 
     def reconcile_sightings(self, at: datetime) -> None:
         self._change(sightings.update().where(_OPEN).values(reconciled_at=at))

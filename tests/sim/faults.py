@@ -33,9 +33,11 @@ Act = Callable[["Faults", "SimHost"], None]
 class Faults:
     """Strikes hosts and the service of one world."""
 
-    def __init__(self, world: World, intensity: float) -> None:
+    def __init__(self, world: World, intensity: float, kinds: tuple[str, ...] = ("",)) -> None:
+        """`kinds` are the beginnings of the names of those that strike."""
         self._world = world
         self._intensity = intensity
+        self._rows = [row for row in CATALOGUE if row[0].startswith(kinds)]
         self.had: Counter[str] = Counter()
         self.is_over = False
         # Each waits for so many commits, or exchanges, of the service to pass.
@@ -58,8 +60,8 @@ class Faults:
     def _strike(self, host: SimHost) -> None:
         if self.is_over:
             return
-        weights = [weight for _, weight, _ in CATALOGUE]
-        name, _, act = self._world.chance.choices(CATALOGUE, weights)[0]
+        weights = [weight for _, weight, _ in self._rows]
+        name, _, act = self._world.chance.choices(self._rows, weights)[0]
         if name.startswith(LATENT):
             self._world.note(f"fault in waiting: {name} {host.name}")
         else:

@@ -24,10 +24,9 @@ TRIES_MAX: Final = 8
 class Operators:
     """Everybody who asks the service for something. `busy` counts those with work left."""
 
-    def __init__(self, world: World, rounds: int, cancelled_share: float) -> None:
+    def __init__(self, world: World) -> None:
         self._world = world
-        self._rounds = rounds
-        self._cancelled_share = cancelled_share
+        self._size = world.size
         self._group = Group("operators")
         self.busy = 0
 
@@ -36,10 +35,10 @@ class Operators:
         chance = self._world.chance
         for host in self._world.hosts_to_reimage:
             self._have("owner", partial(self._look_after, host))
-        if chance.random() < 0.25:
+        if chance.random() < self._size.revoked_share:
             self._have("revoker", self._revoke_one)
         for flag in ("is_protected", "in_maintenance"):
-            if chance.random() < 0.3:
+            if chance.random() < self._size.flagged_share:
                 self._have("flagger", partial(self._flag_one, flag))
 
     def _have(self, name: str, do: Callable[[], None]) -> None:
@@ -53,10 +52,12 @@ class Operators:
 
     def _look_after(self, host: SimHost) -> None:
         world, chance = self._world, self._world.chance
-        for _ in range(self._rounds):
+        for _ in range(self._size.rounds):
             world.scheduler.sleep(chance.uniform(1.0, 90.0))
             if chance.random() < 0.08:
                 self._have_it_looked_at(host)
+            if chance.random() < self._size.restarted_share:
+                host.restart("by hand")
             self._reimage(host)
             self._wait_until_ended(host)
 
@@ -83,7 +84,7 @@ class Operators:
             # Whatever the answer was: a request whose answer was lost may have been heard.
             if world.ledger.now.open_on(host.name) is not None:
                 world.faults.plan_for(host)
-                if chance.random() < self._cancelled_share:
+                if chance.random() < self._size.cancelled_share:
                     self._have("canceller", partial(self._cancel_later, host.name))
                 return
             world.scheduler.sleep(chance.uniform(10.0, 60.0))

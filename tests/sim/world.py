@@ -24,6 +24,7 @@ from .operators import ACTOR, Operators, count_deployments
 from .scheduler import Killed, Scheduler, Task
 from .service_process import REAL, Parts, ServiceProcess
 from .shelf import Shelf, manifests
+from .sizes import USUAL, Size
 from .trace import Trace
 
 BEGINS_AT: Final = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
@@ -37,23 +38,12 @@ RESTARTED_S: Final = (0.5, 25.0)
 PROCESSES_MAX: Final = 2
 # How long a second process stays, once it is there.
 REPLICA_S: Final = (30.0, 240.0)
-# How long it is watched after the last fault, and when a run has taken too long altogether.
+# How long it is watched after the last fault: long enough for what was done to show, and at
+# most until a BMC that was slow to the end has been waited for as long as it may be.
 QUIET_S: Final = 300.0
+QUIET_MAX_S: Final = 1800.0
+# When a run has taken too long altogether.
 RUN_LIMIT_S: Final = 3 * 24 * 3600.0
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much there is of everything. `intensities` are faults planned for one reimage on
-    average, taken in turn by the seeds; some find nothing to spoil."""
-
-    hosts_max: int = 4
-    rounds: int = 2
-    cancelled_share: float = 0.2
-    intensities: tuple[float, ...] = (2.0, 7.0, 11.0, 16.0)
-
-
-USUAL: Final = Size()
 
 
 @dataclass
@@ -93,12 +83,13 @@ class World:
         self.ledger = Ledger(self.database, self.scheduler)
         self.network = Network(self)
         self.shelf = Shelf()
-        self.faults = Faults(self, size.intensities[seed % len(size.intensities)])
+        self.faults = Faults(self, size.intensities[seed % len(size.intensities)], size.faults)
         self.rows_taken: Counter[Any] = Counter()
         self.broken: tuple[str, str] | None = None
         self.database_failed_s = float("-inf")  # when it last did
         self.processes: list[ServiceProcess] = []
         self.parts = parts
+        self.size = size
         self._ever_started: set[str] = set()
         self._names: Counter[str] = Counter()
         self.hosts_to_reimage = [
@@ -107,7 +98,7 @@ class World:
         ]
         # One that is managed and that nobody wants reimaged, and one that nobody knows.
         self.others = [self._new_host(number, is_network_first=True) for number in (90, 91)]
-        self.operators = Operators(self, size.rounds, size.cancelled_share)
+        self.operators = Operators(self)
         self._connect()
 
     @property
@@ -298,12 +289,18 @@ class World:
         if self.broken is not None:
             return
         self.faults.is_over = True
-        until_s = self.now_s + QUIET_S
-        self.scheduler.after(QUIET_S, lambda: None)
+        ends_s = self.now_s + QUIET_MAX_S
+        self._watch(QUIET_S)
+        while self.broken is None and self.now_s < ends_s and self.ledger.waiting_effects():
+            self._watch(QUIET_S)
+        self.saw(Ended())
+
+    def _watch(self, seconds: float) -> None:
+        until_s = self.now_s + seconds
+        self.scheduler.after(seconds, lambda: None)
         self.scheduler.run(
             lambda: self.broken is not None or self.now_s >= until_s, RUN_LIMIT_S * 2
         )
-        self.saw(Ended())
 
     def _outcome(self) -> Outcome:
         found = self.ledger.now.operations.values()
@@ -373,8 +370,8 @@ class World:
             number,
             disks,
             post_s=chance.choice((15.0, 40.0, 90.0)),
-            chunk_s=chance.choice((2.0, 2.0, 4.0, 20.0)),
-            is_network_first=is_network_first or chance.random() < 0.3,
+            chunk_s=chance.choice(self.size.chunks_s),
+            is_network_first=is_network_first or chance.random() < self.size.network_first_share,
             tries_again=chance.random() < 0.5,
         )
         host.bmc.quirks = Quirks(

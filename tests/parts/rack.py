@@ -33,6 +33,12 @@ class Rack:
         found = client.operations(host=HOST, limit=1)
         return found[0]["id"] if found else None
 
+    def newer(self, client: Client, than: str | None) -> list[dict[str, Any]]:
+        """Return the host's operations since that one, the oldest first."""
+        found = client.operations(host=HOST, limit=10)
+        ids = [one["id"] for one in found]
+        return found[: ids.index(than) if than is not None else None][::-1]
+
     def in_queue(self) -> int:
         """Return how many effects wait or are performed."""
         engine = open_engine(self.lives.database_url)
@@ -59,15 +65,19 @@ def patiently(ask: Callable[[], Any]) -> Any:
             time.sleep(0.05)
 
 
-def request(rack: Rack, client: Client) -> str:
+def request(
+    rack: Rack, client: Client, release: str = "tiny@1", *, attempts: int | None = None
+) -> str:
     """Request a deployment whose answer may be lost: look before asking again."""
     before = patiently(lambda: rack.newest(client))
 
     def ask() -> str:
-        if (newest := rack.newest(client)) != before and newest is not None:
-            return newest
+        # The first of them: what follows from its failure may be there already.
+        if newer := rack.newer(client, before):
+            return str(newer[0]["id"])
         with suppress(Conflict):
-            return str(client.deploy([HOST], "tiny@1", soft_shutdown=False)[0]["id"])
+            asked = client.deploy([HOST], release, soft_shutdown=False, attempts=attempts)
+            return str(asked[0]["id"])
         raise Unavailable("busy with what was just asked for")
 
     return str(patiently(ask))

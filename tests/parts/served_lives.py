@@ -4,6 +4,7 @@ Run as a program, this file does what `provisioner serve` does, with its own pie
 each life from a process that has everything imported and holds the listeners.
 """
 
+import hashlib
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,12 +51,14 @@ PROFILE: Final = {
 }
 
 
-def until(holds: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
+def until(
+    holds: Callable[[], Any], what: str, limit_s: float = LIMIT_S, *, pause_s: float = 0.01
+) -> Any:
     """Wait until it holds, and return what it said then."""
     end = time.monotonic() + limit_s
     while not (found := holds()):
         assert time.monotonic() < end, f"not within {limit_s:g} s: {what}"
-        time.sleep(0.01)
+        time.sleep(pause_s)
     return found
 
 
@@ -86,6 +89,19 @@ def install(folder: Path, *, database: str = "sqlite:///state.db", more: str = "
     finally:
         service.close()
     return settings
+
+
+def publish(settings: Settings, version: str) -> str:
+    """Make another release of `tiny`, while nothing is alive, and return its digest."""
+    facts = replace(
+        FACTS, version=version, release_id=hashlib.sha256(version.encode()).hexdigest()[:32]
+    )
+    service = wiring.build(settings)
+    try:
+        disk = make_disk(settings.data_dir / f"disk-{version}.raw", version.encode())
+        return wiring.publisher(settings, service, actor="test").publish(disk, facts).digest
+    finally:
+        service.close()
 
 
 def enrol(settings: Settings, bmc: BmcAddress, number: int = 1) -> None:

@@ -64,6 +64,8 @@ class SimulatedHost:
     number: int = 1
     release_id: str = ""
     behave: str = "deploy"
+    # The digest of a release at which its disk fails in the middle of the write.
+    unfit: str = ""
     system: str = OLD
     said: list[str] = field(default_factory=list)
     # How long an agent that gave up waits before it restarts by itself. Longer than a worker
@@ -202,9 +204,18 @@ class SimulatedHost:
             if name == "authorise":
                 self.said.append("writes")
                 self.system = OLD
+            if name == "progress" and release == self.unfit:
+                self._fail_at_the_disk(token, known)
+                return
             if name == "seed":
                 nonce = _nonce_in(told["vendor-data"])
         self.system = nonce
+
+    def _fail_at_the_disk(self, token: str, known: Any) -> None:
+        broken = {"code": "disk_failed", "message": "the disk failed", **known}
+        self._call("failed", lambda: broken, token)
+        self.said.append("fails in the middle")
+        self._hang()
 
     def _stop_at(self, name: str, token: str, known: Any) -> None:
         if name == "seed":

@@ -76,6 +76,7 @@ class _Deployment:
                 first,
                 image_bytes=self._job.manifest.size_bytes,
                 disk_bytes=self._file.size_bytes,
+                disk=f"disk {self._file.name}",
             )
             compare_first = (
                 self._session.mode == "delta" and self._job.looks_like_an_earlier_release()

@@ -77,9 +77,9 @@ class DiskFile:
             try:
                 count = os.preadv(self._fd, [part], offset)
             except OSError as error:
-                raise self._failed("read", offset, error) from error
+                raise self._failed("read", offset, error, length) from error
         if count != length:
-            raise self._failed("read", offset, f"{count} of {length} bytes came")
+            raise self._failed("read", offset, f"{count} bytes came", length)
 
     def write_from(self, buffer: mmap.mmap, length: int, offset: int, *, at: int = 0) -> None:
         """Write `length` bytes of an aligned buffer, from its byte `at` on. Raises DiskFailed."""
@@ -87,9 +87,9 @@ class DiskFile:
             try:
                 count = os.pwritev(self._fd, [part], offset)
             except OSError as error:
-                raise self._failed("write", offset, error) from error
+                raise self._failed("write", offset, error, length) from error
         if count != length:
-            raise self._failed("write", offset, f"{count} of {length} bytes went")
+            raise self._failed("write", offset, f"{count} bytes went", length)
 
     def read(self, length: int, offset: int) -> bytes:
         """Return a small piece of the disk."""
@@ -111,7 +111,7 @@ class DiskFile:
             else:
                 self._zero_in_file(offset, length)
         except OSError as error:
-            raise self._failed("zero", offset, error) from error
+            raise self._failed("zero", offset, error, length) from error
 
     def discard(self, offset: int, length: int) -> bool:
         """Tell the disk that a range is not needed; say whether it took the hint."""
@@ -149,9 +149,10 @@ class DiskFile:
         for at in range(offset, offset + length, step):
             self.write(bytes(min(step, offset + length - at)), at)
 
-    def _failed(self, what: str, offset: int, why: object) -> DiskFailed:
+    def _failed(self, what: str, offset: int, why: object, length: int | None = None) -> DiskFailed:
         return DiskFailed(
             f"could not {what} disk {self.name} at byte {offset}",
+            expected="no error" if length is None else f"{length} bytes from there on",
             found=str(why),
             hint="look at the disk's health and cabling",
         )

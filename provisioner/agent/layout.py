@@ -73,8 +73,12 @@ class Layout:
     table: Table
 
 
-def plan_layout(head: bytes, *, image_bytes: int, disk_bytes: int) -> Layout:
+def plan_layout(
+    head: bytes, *, image_bytes: int, disk_bytes: int, disk: str = "the disk"
+) -> Layout:
     """Fit the table in `head` (the image's first HEAD_BYTES or more) to the disk.
+
+    `disk` is what an error calls it.
 
     Raises ImageUnfit when there is no sound GPT, DiskTooSmall when the image, CIDATA and
     the backup table do not fit side by side.
@@ -84,7 +88,7 @@ def plan_layout(head: bytes, *, image_bytes: int, disk_bytes: int) -> Layout:
     cidata_at = (disk_sectors * SECTOR_BYTES - TAIL_BYTES - CIDATA_BYTES) // MIB * MIB
     if cidata_at < image_bytes:
         raise DiskTooSmall(
-            "the disk is too small for the image and its seed; nothing was written",
+            f"{disk} is too small for the image and its seed; nothing was written",
             expected=f"at least {smallest_disk_bytes(image_bytes)} bytes",
             found=f"{disk_bytes} bytes",
             hint="let the profile's disk rule pick a larger disk, or give the host one",

@@ -50,8 +50,11 @@ class Target:
 
     def open(self, *, is_read_only: bool = False) -> DiskFile:
         """Open the disk. Raises DiskFailed or HostUnfit."""
-        path = f"{self.devices}/{self.disk.name}"
-        return DiskFile(path, name=self.disk.name, is_read_only=is_read_only)
+        disk = self.disk
+        # Who replaces a disk goes by what is printed on it.
+        mark = disk.serial or disk.wwn
+        name = f"{disk.name} ({mark})" if mark else disk.name
+        return DiskFile(f"{self.devices}/{disk.name}", name=name, is_read_only=is_read_only)
 
 
 def find_target(

@@ -174,6 +174,13 @@ def test_what_is_wrong_is_found_before_anything_is_asked_or_written(
     rig.assert_untouched()
 
 
+def test_a_disk_is_called_what_is_printed_on_it(rig: Rig) -> None:
+    """Its name in /dev says nothing to whoever stands before the host."""
+    rig.serve(make_release(rig.release.raw + bytes(60 * MIB)))
+    with pytest.raises(DiskTooSmall, match=r"^disk vda \(LAB-1-0\) is too small"):
+        rig.run()
+
+
 def test_without_permission_nothing_is_written(rig: Rig) -> None:
     """The service says no; the disk keeps its old bytes."""
     rig.service.permits = False

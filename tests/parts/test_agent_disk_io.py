@@ -73,9 +73,11 @@ def test_a_full_or_missing_disk_is_an_error_with_its_name(tmp_path: Path) -> Non
     with (
         DiskFile(str(tmp_path / "disk"), name="vda") as disk,
         aligned_buffer(MIB) as buffer,
-        pytest.raises(DiskFailed, match="could not read disk vda at byte 1048576"),
+        pytest.raises(DiskFailed, match="could not read disk vda at byte 1048576") as caught,
     ):
         disk.read_into(buffer, MIB, MIB)
+    assert caught.value.expected == "1048576 bytes from there on"
+    assert caught.value.found == "0 bytes came"
 
 
 def test_small_pieces_and_zeros_reach_the_file(tmp_path: Path) -> None:

@@ -14,10 +14,14 @@ BMC_IGNORES_POWER: Final = "bmc-ignores-power"
 SOFT_OFF_IGNORED: Final = "soft-off-ignored"
 NETWORK_FIRST: Final = "network-first"
 LINK_DOWN: Final = "link-down"
+DHCP_SILENT: Final = "dhcp-silent"
+HANGS_IN_FIRMWARE: Final = "hangs-in-firmware"
 SECOND_DISK: Final = "second-disk"
+SECOND_DISK_FIRST: Final = "second-disk-first"
 SMALL_DISK: Final = "small-disk"
 NO_DISK: Final = "no-disk"
 DISK_ERROR_AT_BYTE: Final = "disk-error-at-byte"
+DISK_ERROR_AT_READ: Final = "disk-error-at-read"
 POWER_CUT_AT_BYTE: Final = "power-cut-at-byte"
 POWER_CUT_AFTER_BYTES: Final = "power-cut-after-bytes"
 
@@ -82,12 +86,21 @@ FAULTS: Final = {
         Fault(SOFT_OFF_IGNORED, "the host ignores a soft shutdown"),
         Fault(NETWORK_FIRST, "the firmware tries the network before the disk, always"),
         Fault(LINK_DOWN, "the host's port on the bridge is down: silence on DHCP and all else"),
+        Fault(DHCP_SILENT, "no DHCP answer reaches the host; all else does"),
+        Fault(HANGS_IN_FIRMWARE, "from the next start on, the host is on and never gets anywhere"),
         Fault(SECOND_DISK, "from the next start on, another disk is there", "MiB", 4096),
+        Fault(SECOND_DISK_FIRST, "with second-disk: firmware and system find that one first"),
         Fault(SMALL_DISK, "from the next start on, the first disk is this small", "MiB", 64),
         Fault(NO_DISK, "from the next start on, no disk is there"),
         Fault(
             DISK_ERROR_AT_BYTE,
             "from the next start on, writing to the first disk's sector with this byte fails",
+            "byte offset",
+        ),
+        Fault(
+            DISK_ERROR_AT_READ,
+            "from the next start on, once the host has written to its first disk, reading its "
+            "sector with this byte fails",
             "byte offset",
         ),
         Fault(

@@ -7,6 +7,7 @@ boot, also one the guest asked for, follows the boot flags of that moment.
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 import socket
 from collections.abc import Sequence
@@ -55,6 +56,7 @@ class Machine:
         self._lock = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
         self._qmp: Qmp | None = None
+        self._port: int | None = None
         self._next_boot: NextBoot | None = None
         self._reset_at: float | None = None
         self._boots = 0
@@ -131,21 +133,29 @@ class Machine:
         first, flag = self._take_boot_order()
         disks = self._disks()
         self._record(cause, first, flag, disks)
+        self._forget()
+        self._port = port = network.open_port(self.host.tap)
+        if faults.DHCP_SILENT in self._faults:
+            network.silence_dhcp(port, is_silent=True)
         ours, theirs = socket.socketpair()
-        bad_byte = self._faults.get(faults.DISK_ERROR_AT_BYTE)
         command = qemu.command(
             self.host,
             first=first,
             accel=self._accel,
             qmp_handle=theirs.fileno(),
+            tap_handle=port,
             disks=disks,
-            bad_byte=None if bad_byte is None else int(bad_byte),
+            trouble=qemu.Trouble(
+                bad_write=self._number(faults.DISK_ERROR_AT_BYTE),
+                bad_read=self._number(faults.DISK_ERROR_AT_READ),
+                hangs=faults.HANGS_IN_FIRMWARE in self._faults,
+            ),
         )
         with theirs, (self._directory / "qemu.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *command,
                 cwd=self._directory,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), port),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -162,13 +172,19 @@ class Machine:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
             await self._process.wait()
-            self._process = self._qmp = None
+            self._forget()
 
     async def _reap(self, process: asyncio.subprocess.Process) -> None:
         await process.wait()
         async with self._lock:
             if self._process is process:
-                self._process = self._qmp = None
+                self._forget()
+
+    def _forget(self) -> None:
+        self._process = self._qmp = None
+        if self._port is not None:
+            os.close(self._port)
+            self._port = None
 
     def _later(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -279,6 +295,8 @@ class Machine:
             self.bmc.freeze()
         elif name == faults.LINK_DOWN:
             network.set_port(self.host.tap, up=False)
+        elif name == faults.DHCP_SILENT and self._port is not None:
+            network.silence_dhcp(self._port, is_silent=True)
         elif name == faults.POWER_CUT_AT_BYTE and self._qmp:
             await self._arm_power_cut(self._qmp)
         elif name == faults.POWER_CUT_AFTER_BYTES and self._process and self._qmp:
@@ -294,6 +312,8 @@ class Machine:
             await self.bmc.restart()
         elif name == faults.LINK_DOWN:
             network.set_port(self.host.tap, up=True)
+        elif name == faults.DHCP_SILENT and self._port is not None:
+            network.silence_dhcp(self._port, is_silent=False)
 
     async def clear_faults(self) -> None:
         """End all faults."""
@@ -306,19 +326,24 @@ class Machine:
             with contextlib.suppress(DeviceError):
                 await qmp.ask(
                     "block-set-write-threshold",
-                    **{"node-name": "blocks0", "write-threshold": threshold},
+                    **{"node-name": qemu.FIRST_BLOCKS, "write-threshold": threshold},
                 )
 
     async def _cut_power_after_bytes(self, process: asyncio.subprocess.Process, qmp: Qmp) -> None:
         """Watch what this start of the host writes, for as long as the fault is wanted."""
         with contextlib.suppress(DeviceError):
             while (limit := self._faults.get(faults.POWER_CUT_AFTER_BYTES)) is not None:
-                found = await qmp.ask("query-blockstats")
-                if found and found[0]["stats"]["wr_bytes"] >= int(limit):
+                drives = {one["device"]: one for one in await qmp.ask("query-blockstats")}
+                first = drives.get(qemu.FIRST_DISK)
+                if first and first["stats"]["wr_bytes"] >= int(limit):
                     self._faults.pop(faults.POWER_CUT_AFTER_BYTES, None)
                     await self._ended(process, restart=False)
                     return
                 await asyncio.sleep(WRITTEN_POLL_S)
+
+    def _number(self, fault: str) -> int | None:
+        value = self._faults.get(fault)
+        return None if value is None else int(value)
 
     def _disks(self) -> list[Disk]:
         """Return the disks that are there at this start, faults included."""
@@ -327,7 +352,8 @@ class Machine:
             disks[0] = self._extra_disk("small", disks[0].serial, int(small))
         if second := self._faults.get(faults.SECOND_DISK):
             serial = f"LAB-{self.host.name}-{len(disks)}"
-            disks.append(self._extra_disk("second", serial, int(second)))
+            place = 0 if faults.SECOND_DISK_FIRST in self._faults else len(disks)
+            disks.insert(place, self._extra_disk("second", serial, int(second)))
         return disks
 
     def _extra_disk(self, kind: str, serial: str, size_mib: int) -> Disk:

@@ -4,6 +4,9 @@ Runs inside the lab's own network namespace; touches nothing outside it.
 """
 
 import contextlib
+import ctypes
+import fcntl
+import os
 import socket
 import struct
 import subprocess
@@ -18,6 +21,34 @@ PREFIX_LENGTH: Final = 24
 # A bridge takes the lowest MAC of its ports, and so would change its own; this one stays.
 BRIDGE_MAC: Final = "52:54:00:77:ff:01"
 IP_LIMIT_S: Final = 10
+
+# linux/if_tun.h and linux/if.h
+TUN_DEVICE: Final = "/dev/net/tun"
+TUNSETIFF: Final = 0x400454CA
+TUNATTACHFILTER: Final = 0x401054D5
+TUNDETACHFILTER: Final = 0x401054D6
+IFF_TAP: Final = 0x0002
+IFF_NO_PI: Final = 0x1000
+IFF_VNET_HDR: Final = 0x4000
+# A classic BPF program (linux/filter.h): opcode, jump if true, jump if false, operand. It
+# drops UDP to the ports of DHCP clients, 68 over IPv4 and 546 over IPv6, and passes the rest.
+# A jump counts from the instruction behind it.
+NO_DHCP: Final = (
+    (0x28, 0, 0, 12),  # the Ethernet type
+    (0x15, 0, 5, 0x0800),  # IPv4?
+    (0x30, 0, 0, 23),  # its protocol
+    (0x15, 0, 8, 17),  # UDP?
+    (0xB1, 0, 0, 14),  # X = the length of its header
+    (0x48, 0, 0, 16),  # the port it is for, behind X
+    (0x15, 6, 5, 68),
+    (0x15, 0, 4, 0x86DD),  # IPv6?
+    (0x30, 0, 0, 20),  # its next header
+    (0x15, 0, 2, 17),  # UDP?
+    (0x28, 0, 0, 56),  # the port it is for
+    (0x15, 1, 0, 546),
+    (0x06, 0, 0, 0xFFFFFFFF),  # pass
+    (0x06, 0, 0, 0),  # drop
+)
 
 # RFC 4861 §4.1 and §4.2.
 ROUTER_SOLICITATION: Final = 133
@@ -46,8 +77,27 @@ def set_up(taps: Sequence[str]) -> None:
 
 
 def set_port(tap: str, *, up: bool) -> None:
-    """Let a host's frames through, or drop them all, as a pulled cable or a silent DHCP does."""
+    """Let a host's frames through, or drop them all, as a pulled cable does."""
     _ip([f"link set {tap} {'up' if up else 'down'}"])
+
+
+def open_port(tap: str) -> int:
+    """Return a handle of a host's port, for its QEMU. Raises ConfigError when it is in use."""
+    handle = os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
+        fcntl.ioctl(handle, TUNSETIFF, struct.pack("16sH22x", tap.encode(), flags))
+    except OSError as error:
+        os.close(handle)
+        raise ConfigError(f"the lab's port {tap} cannot be opened", found=str(error)) from error
+    return handle
+
+
+def silence_dhcp(handle: int, *, is_silent: bool) -> None:
+    """Keep DHCP's answers from the host behind an open port, or let them through again."""
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in NO_DHCP))
+    program = struct.pack("@HP", len(NO_DHCP), ctypes.addressof(code))
+    fcntl.ioctl(handle, TUNATTACHFILTER if is_silent else TUNDETACHFILTER, program)
 
 
 def _ip(lines: Sequence[str]) -> None:

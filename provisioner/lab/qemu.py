@@ -1,6 +1,7 @@
 """The command line of one QEMU host. Pure: it starts nothing and reads nothing."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from provisioner.lab.model import INBAND_PORT, Accel, Disk, Firmware, Host
@@ -21,8 +22,27 @@ VARS_FILE: Final = "vars.fd"
 CPUS: Final = 2
 SECTOR_BYTES: Final = 512
 EIO: Final = 5
+# What QEMU calls the host's first disk, wherever that is plugged in.
+FIRST_DISK: Final = "first"
+FIRST_BLOCKS: Final = f"{FIRST_DISK}-blocks"
 
 First = Literal["network", "disk"]
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What goes wrong with the machine itself. Bytes are offsets on the host's first disk.
+
+    Writing to the sector with bad_write fails. So does reading that with bad_read, once
+    anything was written. hangs: no instruction is ever executed.
+    """
+
+    bad_write: int | None = None
+    bad_read: int | None = None
+    hangs: bool = False
+
+
+NO_TROUBLE: Final = Trouble()
 
 
 def command(
@@ -31,15 +51,16 @@ def command(
     first: First,
     accel: Accel,
     qmp_handle: int,
+    tap_handle: int,
     disks: Sequence[Disk],
-    bad_byte: int | None = None,
+    trouble: Trouble = NO_TROUBLE,
 ) -> list[str]:
     """Return how to start this host so that its firmware tries `first`, then the other.
 
     To be run in the host's directory. QEMU neither restarts nor leaves on the guest's wish,
     but stops and says so over QMP (a connected socket, qmp_handle): who starts it again with
-    which boot order is decided elsewhere. Writing to the sector with bad_byte on the first
-    disk fails.
+    which boot order is decided elsewhere. tap_handle is the host's open port on the bridge.
+    The host finds the disks in their order here.
     """
     network_index, disk_index = (1, 2) if first == "network" else (len(disks) + 1, 1)
     return [
@@ -61,12 +82,13 @@ def command(
         *("-mon", "chardev=qmp,mode=control"),
         *("-device", "virtio-rng-pci"),
         *_inband_bmc(host),
-        *_nic(host, network_index),
+        *_nic(host, network_index, tap_handle),
         *[
             part
             for index, disk in enumerate(disks)
-            for part in _disk(host, disk, index, disk_index, None if index else bad_byte)
+            for part in _disk(host, disk, index, disk_index, trouble)
         ],
+        *(["-S"] if trouble.hangs else []),
     ]
 
 
@@ -114,34 +136,45 @@ def _inband_bmc(host: Host) -> list[str]:
     ]
 
 
-def _nic(host: Host, boot_index: int) -> list[str]:
+def _nic(host: Host, boot_index: int, tap_handle: int) -> list[str]:
     has_rom = host.firmware == "bios" or (host.firmware == "uefi" and host.nic_rom == "ipxe")
     device = f"virtio-net-pci,netdev=net0,mac={host.mac},bootindex={boot_index}"
     return [
-        *("-netdev", f"tap,id=net0,ifname={host.tap},script=no,downscript=no"),
+        *("-netdev", f"tap,id=net0,fd={tap_handle}"),
         *("-device", device if has_rom else f"{device},romfile="),
     ]
 
 
-def _disk(host: Host, disk: Disk, index: int, first_index: int, bad_byte: int | None) -> list[str]:
+def _disk(host: Host, disk: Disk, index: int, first_index: int, trouble: Trouble) -> list[str]:
     # "unsafe" keeps a guest's flush in the page cache, which outlives a killed QEMU, too:
     # what a guest was told is written stays written through a power cut of the host.
     cache = "writeback" if host.honest_flush else "unsafe"
-    drive = f"if=none,id=disk{index},node-name=blocks{index},format=raw"
-    device = f"virtio-blk-pci,drive=disk{index},serial={disk.serial}"
+    is_first = disk.serial == host.disk_serial
+    name = FIRST_DISK if is_first else f"other{index}"
+    drive = f"if=none,id={name},node-name={name}-blocks,format=raw,cache={cache},discard=unmap"
+    device = f"virtio-blk-pci,drive={name},serial={disk.serial}"
     return [
-        *("-drive", f"{drive},cache={cache},discard=unmap,{_file(disk, bad_byte)}"),
+        *("-drive", f"{drive},{_file(disk, trouble if is_first else NO_TROUBLE)}"),
         *("-device", f"{device},bootindex={first_index + index}"),
     ]
 
 
-def _file(disk: Disk, bad_byte: int | None) -> str:
+def _file(disk: Disk, trouble: Trouble) -> str:
+    """Return where a disk's bytes are, and what of them fails. Source: QEMU's blkdebug.txt."""
     name = disk.path.rpartition("/")[2]
-    if bad_byte is None:
+    errors, states = [], []
+    if trouble.bad_write is not None:
+        errors.append(_error("write", trouble.bad_write, "event=none"))
+    if trouble.bad_read is not None:
+        # The first write of data, wherever to, lets the next read bring the error about.
+        errors.append(_error("read", trouble.bad_read, "event=read_aio", "state=2"))
+        states = ["set-state.0.event=write_aio", "set-state.0.new_state=2"]
+    if not errors:
         return f"file={name}"
-    error = "file.inject-error.0"
-    return (
-        f"file.driver=blkdebug,file.image.driver=file,file.image.filename={name},"
-        f"{error}.event=none,{error}.iotype=write,{error}.errno={EIO},"
-        f"{error}.sector={bad_byte // SECTOR_BYTES}"
-    )
+    rules = [f"inject-error.{n}.{part}" for n, error in enumerate(errors) for part in error]
+    image = ("driver=blkdebug", "image.driver=file", f"image.filename={name}")
+    return ",".join(f"file.{part}" for part in (*image, *states, *rules))
+
+
+def _error(what: Literal["read", "write"], byte: int, *when: str) -> tuple[str, ...]:
+    return (*when, f"iotype={what}", f"errno={EIO}", f"sector={byte // SECTOR_BYTES}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from provisioner.lab.faults import FAULTS, fault_named
 from provisioner.lab.kvm import _cpio_entry
 from provisioner.lab.model import (
     HOSTS_MAX,
+    Disk,
     Firmware,
     Host,
     describe,
@@ -20,7 +22,7 @@ from provisioner.lab.model import (
     write_description,
 )
 from provisioner.lab.processes import Process
-from provisioner.lab.qemu import First, command
+from provisioner.lab.qemu import NO_TROUBLE, First, Trouble, command
 
 WANTED = [LabHost("bios"), LabHost("uefi", disks_mib=(64, 32))]
 
@@ -75,7 +77,7 @@ def test_what_is_tried_first_has_the_lower_boot_index(tmp_path: Path, firmware: 
     host = describe(tmp_path, [LabHost(firmware, disks_mib=(8, 8))], "tcg").hosts[0]
 
     def index(first: First, device: str) -> int:
-        words = command(host, first=first, accel="tcg", qmp_handle=9, disks=host.disks)
+        words = _command(host, disks=host.disks, first=first)
         found = next(word for word in words if word.startswith(device))
         return int(found.partition("bootindex=")[2].partition(",")[0])
 
@@ -107,8 +109,34 @@ def test_only_the_firmware_writes_the_variables_of_a_host_with_secure_boot(tmp_p
         assert word not in plain
 
 
-def _command(host: Host) -> list[str]:
-    return command(host, first="disk", accel="tcg", qmp_handle=9, disks=[])
+def _command(
+    host: Host,
+    disks: Sequence[Disk] = (),
+    *,
+    first: First = "disk",
+    trouble: Trouble = NO_TROUBLE,
+) -> list[str]:
+    return command(
+        host, first=first, accel="tcg", qmp_handle=9, tap_handle=8, disks=disks, trouble=trouble
+    )
+
+
+def test_only_the_first_disk_fails_wherever_it_is_plugged_in(tmp_path: Path) -> None:
+    host = describe(tmp_path, [LabHost("bios", disks_mib=(8, 8))], "tcg").hosts[0]
+    own, other = host.disks
+    words = _command(host, [other, own], trouble=Trouble(bad_write=1024, bad_read=4096))
+    first, second = (word for word in words if word.startswith("if=none"))
+    assert "blkdebug" not in first
+    assert (
+        "inject-error.0.iotype=write,file.inject-error.0.errno=5,file.inject-error.0.sector=2"
+        in (second)
+    )
+    assert "file.inject-error.1.sector=8" in second
+    alone = " ".join(_command(host, [own], trouble=Trouble(bad_read=4096)))
+    assert "inject-error.0.iotype=read" in alone
+    assert "inject-error.1" not in alone
+    assert "-S" in _command(host, trouble=Trouble(hangs=True))
+    assert "-S" not in _command(host)
 
 
 def test_each_fault_takes_its_default_and_refuses_nonsense() -> None:

@@ -12,8 +12,9 @@ FILE_BYTES_MAX: Final = 4 * 1024 * 1024  # some 60,000 leases
 _LEASE = re.compile(r"\d+ ([0-9a-f]{2}(?::[0-9a-f]{2}){5}) (\d+\.\d+\.\d+\.\d+) ")
 
 
-def leases_in(file: Path) -> Mapping[str, frozenset[str]]:
-    """Return by MAC the addresses it has a lease for; nothing when the file cannot be read.
+def leases_in(file: Path) -> Mapping[str, frozenset[str]] | None:
+    """Return by MAC the addresses it has a lease for; None when the file cannot be read, as
+    where the DHCP runs on another machine.
 
     dnsmasq writes the file anew before it answers, so whoever uses an address stands in it.
     """
@@ -21,7 +22,7 @@ def leases_in(file: Path) -> Mapping[str, frozenset[str]]:
         with file.open(encoding="ascii", errors="replace") as opened:
             text = opened.read(FILE_BYTES_MAX)
     except OSError:
-        return {}
+        return None
     found: dict[str, set[str]] = {}
     for line in text.splitlines():
         if lease := _LEASE.match(line):

@@ -5,9 +5,12 @@ Elsewhere firmware, iPXE and Linux may get different leases, and nothing can be 
 
 from collections.abc import Callable, Collection, Mapping
 
+# By MAC; None where nobody can tell who has which address.
+Leases = Mapping[str, frozenset[str]] | None
 
-def _no_leases() -> Mapping[str, frozenset[str]]:
-    return {}
+
+def _nobody_can_tell() -> Leases:
+    return None
 
 
 class Addresses:
@@ -16,7 +19,7 @@ class Addresses:
 
     def __init__(
         self,
-        leases: Callable[[], Mapping[str, frozenset[str]]] = _no_leases,
+        leases: Callable[[], Leases] = _nobody_can_tell,
         own: Collection[str] = (),
     ) -> None:
         self._leases = leases
@@ -28,12 +31,16 @@ class Addresses:
     def doubt(self, macs: Collection[str], source: str) -> str | None:
         """Return why a host with these MACs cannot be the one at `source`; None when it can.
 
-        Without a lease for any of the MACs nobody can tell: it may have been set by hand.
+        Who netboots where our DHCP answers has a lease from it: the same answer told it where
+        to boot from. Whoever has none got there by somebody else's.
         """
         if self.is_own(source):
             return None
         leases = self._leases()
-        given = sorted(address for mac in macs for address in leases.get(mac, ()))
-        if not given or source in given:
+        if leases is None:
             return None
-        return f"it asks from {source}, and our DHCP gave it {' or '.join(given)}"
+        given = sorted(address for mac in macs for address in leases.get(mac, ()))
+        if source in given:
+            return None
+        gave = f"gave it {' or '.join(given)}" if given else "gave it no address"
+        return f"it asks from {source}, and our DHCP {gave}"

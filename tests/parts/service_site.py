@@ -117,7 +117,7 @@ class Site:
     recovery: Recovery
     worker: Worker
     derived: Derived
-    leases: dict[str, frozenset[str]]  # what our own DHCP gave, by MAC; it gives none at first
+    leases: dict[str, frozenset[str]]  # what our own DHCP gave, by MAC; empty: we run none
     sightings: Sightings
     high_water: HighWater
     reconciliation: Reconciliation
@@ -340,7 +340,7 @@ def running_site(
     high_water = HighWater(store, clock, marks)
     performer = _performer(store, transitions, pool, clock)
     leases: dict[str, frozenset[str]] = {}
-    addresses = Addresses(leases.copy, own=("127.0.0.1",))
+    addresses = Addresses(lambda: leases or None, own=("127.0.0.1",))
     site = Site(
         clock=clock,
         outbox=outbox,

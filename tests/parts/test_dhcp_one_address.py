@@ -87,6 +87,8 @@ def test_without_our_line_it_would_get_several() -> None:
 
 def test_a_lease_file_is_read_line_by_line_and_nothing_else(tmp_path: Path) -> None:
     file = tmp_path / "dnsmasq.leases"
+    assert leases_in(file) is None
+    file.touch()
     assert leases_in(file) == {}
     file.write_text(
         "1764075600 52:54:00:77:00:01 10.77.0.101 r1n1 01:52:54:00:77:00:01\n"
@@ -101,7 +103,7 @@ def test_a_lease_file_is_read_line_by_line_and_nothing_else(tmp_path: Path) -> N
         "52:54:00:77:00:01": frozenset({"10.77.0.101", "10.77.0.102"}),
         "52:54:00:77:00:03": frozenset({"10.77.0.104"}),
     }
-    assert leases_in(tmp_path) == {}
+    assert leases_in(tmp_path) is None
 
 
 def test_reading_ten_thousand_leases_holds_nobody_up(tmp_path: Path) -> None:
@@ -112,5 +114,7 @@ def test_reading_ten_thousand_leases_holds_nobody_up(tmp_path: Path) -> None:
     ]
     file.write_text("".join(lines))
     began = time.monotonic()
-    assert len(leases_in(file)) == 10_000
+    found = leases_in(file)
+    assert found is not None
+    assert len(found) == 10_000
     assert time.monotonic() - began < 1

@@ -444,6 +444,24 @@ def test_public_an_address_of_its_own_is_asked_for_where_our_dhcp_gives_it(
     assert agent.operation().phase is Phase.FAILED
 
 
+def test_public_where_our_dhcp_answers_whoever_has_no_lease_gets_no_ticket(
+    site: Site, agent: Agent
+) -> None:
+    """Before the host has asked for an address, nobody else has its name by saying it."""
+    site.leases[mac(2)] = frozenset({ATTACKER})
+    told = reason(site.ask(source=ATTACKER))
+    assert told == f"it asks from {ATTACKER}, and our DHCP gave it no address"
+    site.leases[mac(1)] = frozenset({"10.77.0.101"})
+    agent.ticket = ""
+    plan = site.ask(source="10.77.0.101")
+    assert isinstance(plan, Ramdisk)
+    agent.ticket = plan.ticket.reveal()
+    del site.leases[mac(1)]
+    with pytest.raises(TicketRefused, match="not its host's"):
+        open_with(agent, source="10.77.0.101")
+    assert agent.operation().phase is Phase.NETBOOTING
+
+
 def test_where_others_give_out_addresses_they_may_change_on_the_way(agent: Agent) -> None:
     """Firmware, iPXE and Linux get three leases from some servers, and are one host."""
     agent.boots()

@@ -1,5 +1,6 @@
 """Who may speak for an operation: boot tickets, agent tokens, and the sessions behind them."""
 
+import json
 from datetime import datetime, timedelta
 from typing import Final, NoReturn
 
@@ -148,11 +149,30 @@ def is_repeat(ticket: Ticket, operation: Operation, said: Hello) -> bool:
     )
 
 
+def check_same_inventory(operation: Operation, said: Hello, host: Host) -> None:
+    """Raise TicketContested when a session that asks again brings another inventory.
+
+    The disk to write is chosen from it, by the rule that the first answer told. A ramdisk
+    repeats what it said; whoever makes an inventory fit the rule is none.
+    """
+    known = operation.evidence.get(SESSION) or {}
+    if known.get("inventory", _digest_of_inventory(said)) != _digest_of_inventory(said):
+        raise contested(operation, host.name, "its session again, with another inventory")
+
+
 def session_record(said: Hello) -> Json | None:
-    """Return what is kept of a session: its hash, as of every secret."""
+    """Return what is kept of a session: its hash, as of every secret, and what it brought."""
     if said.session is None:
         return None
-    return {"digest": digest_of(said.session), "attempt": said.attempt}
+    return {
+        "digest": digest_of(said.session),
+        "attempt": said.attempt,
+        "inventory": _digest_of_inventory(said),
+    }
+
+
+def _digest_of_inventory(said: Hello) -> str:
+    return digest_of(json.dumps(said.inventory, sort_keys=True))
 
 
 class TokenLifetime:

@@ -19,6 +19,7 @@ from .agent_access import (
     TokenLifetime,
     check_claim,
     check_not_revoked,
+    check_same_inventory,
     contested,
     is_repeat,
     known_ticket,
@@ -139,6 +140,7 @@ class AgentSessions:
                 raise contested(operation, host.name, error.message) from error
             raise
         if again:
+            check_same_inventory(operation, said, host)
             # What the lost answer held is of no use to anybody any more.
             tx.revoke_operation(operation.id, now)
         elif ticket.generation != operation.generation or not tx.consume_ticket(ticket.digest, now):

@@ -99,6 +99,16 @@ def test_the_session_alone_does_not_make_it_the_host(ramdisk: Agent) -> None:
     assert ramdisk.operation().phase is Phase.FAILED
 
 
+def test_a_session_does_not_make_its_inventory_fit_what_it_was_told(ramdisk: Agent) -> None:
+    """The answer to the hello names the disk that is wanted: too late to have it."""
+    found = dict(ramdisk.inventory)
+    ramdisk.inventory = {**found, "disks": [{**found["disks"][0], "serial": "AS-WANTED"}]}
+    with pytest.raises(TicketContested) as caught:
+        hello(ramdisk, SESSION, 2)
+    assert "another inventory" in str(caught.value.found)
+    assert ramdisk.operation().phase is Phase.FAILED
+
+
 def test_a_cancelled_operation_is_not_opened_again(site: Site, ramdisk: Agent) -> None:
     site.operations.cancel(ramdisk.operation().id, actor=ACTOR)
     with pytest.raises(TicketRefused):

@@ -202,11 +202,12 @@ def build(settings: Settings, reach: Reach | None = None) -> Service:
     )
     fence = Fence()
     mark_file = MarkFile(settings.data_dir / HIGH_WATER)
-    pool: BmcPool = IpmiPool(
+    ipmi = IpmiPool(
         settings.data_dir / "locks",
         exchange_limit=timedelta(seconds=settings.limits.bmc_exchange_s),
         may_begin=fence.begin,
     )
+    pool: BmcPool = ipmi
     if reach is not None:
         mark_file = WatchedMarkFile(settings.data_dir / HIGH_WATER, reach)
         store, pool = WatchedStore(store, reach), WatchedPool(pool, reach)
@@ -224,7 +225,7 @@ def build(settings: Settings, reach: Reach | None = None) -> Service:
     return Service(
         settings=settings,
         store=store,
-        hosts=Hosts(store, pool, utc_now),
+        hosts=Hosts(store, pool, utc_now, ipmi.weak_logins),
         operations=Operations(store, transitions, utc_now, ramdisks.newest, archive),
         profiles=Profiles(store, utc_now),
         releases=_releases(settings, store, archive, transitions),

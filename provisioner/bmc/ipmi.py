@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from provisioner.core.model import BmcAddress, BootDevice, PowerState
+from provisioner.core.model import BmcAddress, BootDevice, PowerState, WeakLogin
 from provisioner.errors import (
     BmcAuthFailed,
     BmcBusy,
@@ -21,6 +21,7 @@ from provisioner.errors import (
 )
 
 from .locks import bmc_lock
+from .weak_logins import weak_logins
 from .workers import IDLE_WORKERS_MAX, WORKERS_MAX, WorkerLost, Workers
 
 # pyghmi gives up on a silent BMC after about 5 s. A slow one that answers each of the seven
@@ -113,6 +114,12 @@ class IpmiPool:
 
     def bmc(self, where: BmcAddress) -> "IpmiBmc":
         return IpmiBmc(self, where)
+
+    def weak_logins(self, where: BmcAddress) -> tuple[WeakLogin, ...]:
+        """Return how the BMC lets somebody in without a password. Raises BmcUnreachable and
+        BmcBusy; RequestError when the address is not an IP address."""
+        with bmc_lock(self._lock_dir, where.address, where.port, self._wait_limit):
+            return weak_logins(where)
 
     def close(self) -> None:
         """Kill the workers. The pool is good for nothing afterwards."""

@@ -17,6 +17,7 @@ from .output import output_option, show
 if TYPE_CHECKING:
     import ssl
 
+    from provisioner.client import Client
     from provisioner.settings import Settings
 
 FREE_GIB_MIN: Final = 2
@@ -48,7 +49,11 @@ Check = Callable[["Settings"], Iterator[Finding]]
     metavar="FILE",
     help="The configuration; default: ./provisioner.toml, then /etc/provisioner.",
 )
-@click.option("--bmcs", is_flag=True, help="Ask every host's BMC for its power state, too.")
+@click.option(
+    "--bmcs",
+    is_flag=True,
+    help="Ask every host's BMC for its power, and who may log in.",
+)
 @output_option
 def doctor(config: Path | None, bmcs: bool, output: str) -> int:
     """Check this machine and say what to do.
@@ -321,3 +326,12 @@ def _bmcs(settings: "Settings") -> Iterator[Finding]:
                 yield Finding(FAIL, f"bmc of {host['name']}", error.message, todo)
             else:
                 yield Finding(OK, f"bmc of {host['name']}", f"power is {state}")
+                yield from _weak_logins(client, host["name"])
+
+
+def _weak_logins(client: "Client", name: str) -> Iterator[Finding]:
+    try:
+        for one in client.check_bmc(name):
+            yield Finding(WARN, f"bmc of {name}", one["message"], one["hint"])
+    except ProvisionerError as error:
+        yield Finding(WARN, f"bmc of {name}", error.message, error.hint or "try again")

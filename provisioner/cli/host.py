@@ -1,11 +1,12 @@
 """`provisioner host`: enrol, show and change hosts. Decides nothing."""
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from provisioner.errors import RequestError
+from provisioner.errors import DeviceError, RequestError, Unavailable
 
 from .connection import connected
 from .lazy import SuggestingGroup
@@ -82,6 +83,16 @@ def add(
     }
     added = client.add_host({key: value for key, value in spec.items() if value is not None})
     show([_row(added)], COLUMNS, output, wide_columns=WIDE)
+    if bmc is not None:
+        _warn_of_bmc(client, name)
+
+
+def _warn_of_bmc(client: "Client", name: str) -> None:
+    """Say when the BMC lets people in without a password; it may not be reachable yet."""
+    with contextlib.suppress(DeviceError, Unavailable):
+        for one in client.check_bmc(name):
+            click.echo(f"warning: the BMC of {name} {one['message']}", err=True)
+            click.echo(f"  hint: {one['hint']}", err=True)
 
 
 @host.command("import")

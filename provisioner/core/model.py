@@ -112,6 +112,13 @@ class BmcAddress:
     password: Secret
 
 
+class WeakLogin(StrEnum):
+    """How a BMC lets somebody in who knows no password."""
+
+    CIPHER_ZERO = "cipher_zero"
+    ANONYMOUS = "anonymous_login"
+
+
 @dataclass(frozen=True)
 class Host:
     """A physical server that we manage.

@@ -15,6 +15,7 @@ from provisioner.core.model import (
     Json,
     LocalBoot,
     PowerState,
+    WeakLogin,
     new_host,
 )
 from provisioner.core.own_host import OwnHost, known_uuid
@@ -46,6 +47,20 @@ class HostSpec:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
+# What a BMC does that lets people in without a password, and the next step.
+_WEAK: Final[Mapping[WeakLogin, Json]] = {
+    WeakLogin.CIPHER_ZERO: {
+        "message": "accepts cipher suite 0, with which any password opens it",
+        "hint": "switch cipher suite 0 off in the BMC: `ipmitool lan set CHANNEL "
+        "cipher_privs Xaaaaaaaaaaaaaa` where suite 0 is the first letter",
+    },
+    WeakLogin.ANONYMOUS: {
+        "message": "lets a user without a name log in without a password",
+        "hint": "disable user 1, whose name is empty, in the BMC: `ipmitool user disable 1`",
+    },
+}
+
+
 class Hosts:
     """The use cases around one host that are not operations."""
 
@@ -54,8 +69,10 @@ class Hosts:
         store: Store,
         pool: BmcPool,
         clock: Clock,
+        weak_logins: Callable[[BmcAddress], Sequence[WeakLogin]] = lambda _where: (),
         new_id: Callable[[], HostId] = new_host_id,
     ) -> None:
+        self._weak_logins = weak_logins
         self._store = store
         self._pool = pool
         self._clock = clock
@@ -223,6 +240,20 @@ class Hosts:
             tx.add_event(Event(self._clock(), "bmc", text, host_id=host.id))
         verbs[action]()
         return None
+
+    def check_bmc(self, name: str) -> Sequence[Json]:
+        """Return what makes the host's BMC open to people without a password, each with a hint,
+        and put it into its timeline. Raises Conflict without a BMC, and DeviceError."""
+        host = self.show(name)
+        if host.bmc is None:
+            raise Conflict(f"host {host.name} has no BMC", host=host.name)
+        found = [{"code": str(way), **_WEAK[way]} for way in self._weak_logins(host.bmc)]
+        with self._store.begin() as tx:
+            for one in found:
+                text = f"warning: the BMC {one['message']}"
+                detail = {"code": one["code"], "hint": one["hint"]}
+                tx.add_event(Event(self._clock(), "bmc", text, host_id=host.id, detail=detail))
+        return found
 
     def timeline(self, name: str, after: int = 0, limit: int = 200) -> Sequence[tuple[int, Event]]:
         with self._store.read() as tx:

@@ -126,6 +126,8 @@ class Faults:
     session_seconds: float = SESSION_SECONDS
     ignores_logout: bool = False
     refuses_proof: bool = False  # of the password, although it is the right one
+    takes_suite_0: bool = False  # any password will do
+    nobodys_password: str | None = None  # of a user with an empty name, if there is one
     taken_slots: int = 0  # by others, who forgot to log out, at its start
     password_changes_after: Command | None = None
 

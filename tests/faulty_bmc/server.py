@@ -74,6 +74,8 @@ class FaultyBmc(asyncio.DatagramProtocol):
             idle_seconds=faults.session_seconds,
             taken=faults.taken_slots,
             refuses_proof=faults.refuses_proof,
+            takes_suite_0=faults.takes_suite_0,
+            nobodys_password=faults.nobodys_password,
         )
         self._chance = Random(seed)
         self._unanswered = dict(faults.not_answered)

@@ -27,6 +27,7 @@ from .packets import (
 NO_ROOM, INVALID_SESSION, UNKNOWN_USER, WRONG_CODE, NO_SUITE = 0x01, 0x02, 0x0D, 0x0F, 0x11
 GUID: Final = bytes.fromhex("a123456789abcdefa123456789abcdef")
 # Authentication, integrity and confidentiality of cipher suite 3, as table 13-17 has them.
+SUITE_0: Final = bytes.fromhex("000000080000000001000008000000000200000800000000")
 SUITE_3: Final = bytes.fromhex("000000080100000001000008010000000200000801000000")
 
 
@@ -40,6 +41,7 @@ class Session:
     bmc_random: bytes = field(default_factory=lambda: os.urandom(16))
     role: int = 0
     user: bytes = b""
+    suite: bytes = SUITE_3
     keys: Keys | None = None
     sent: int = 0
 
@@ -71,7 +73,11 @@ class SessionTable:
         idle_seconds: float,
         taken: int = 0,
         refuses_proof: bool = False,
+        takes_suite_0: bool = False,
+        nobodys_password: str | None = None,
     ) -> None:
+        self._suites = {SUITE_3, *([SUITE_0] if takes_suite_0 else [])}
+        self._nobodys_password = nobodys_password
         self._clock = clock
         self._user = user.encode()
         self._password = password
@@ -135,15 +141,16 @@ class SessionTable:
     def _open(self, payload: bytes) -> bytes:
         tag, console_id = payload[0], struct.unpack_from("<I", payload, 4)[0]
         refusal = 0
-        if payload[8:32] != SUITE_3:
+        suite = payload[8:32]
+        if suite not in self._suites:
             refusal = NO_SUITE
         elif len(self.rows) >= self._slots:
             refusal = NO_ROOM
             self.counts.without_room += 1
         if refusal:
             return struct.pack("<BBBBI", tag, refusal, 0, 0, console_id)
-        session_id = self._add(Session(console_id, self._clock()))
-        return struct.pack("<BBBBII", tag, 0, 4, 0, console_id, session_id) + SUITE_3
+        session_id = self._add(Session(console_id, self._clock(), suite=suite))
+        return struct.pack("<BBBBII", tag, 0, 4, 0, console_id, session_id) + suite
 
     def _rakp_1(self, payload: bytes) -> bytes:
         tag, session_id = payload[0], struct.unpack_from("<I", payload, 4)[0]
@@ -154,33 +161,37 @@ class SessionTable:
         session.console_random = payload[8:24]
         session.role, length = payload[24], payload[27]
         session.user = payload[28 : 28 + length]
-        if session.user != self._user:
+        if self._password_of(session) is None:
             del self.rows[session_id]
             self.counts.refused_logins += 1
             return struct.pack("<BBBBI", tag, UNKNOWN_USER, 0, 0, session.console_id)
         code = mac(
-            self._key(),
+            self._key(session),
             struct.pack("<II", session.console_id, session_id),
             session.console_random,
             session.bmc_random,
             GUID,
             self._named(session),
         )
+        code = b"" if session.suite == SUITE_0 else code
         head = struct.pack("<BBBBI", tag, 0, 0, 0, session.console_id)
         return head + session.bmc_random + GUID + code
 
     def _rakp_3(self, payload: bytes) -> bytes:
         tag, session_id = payload[0], struct.unpack_from("<I", payload, 4)[0]
         session = self.rows.get(session_id)
-        if session is None or not session.user:
+        if session is None or not session.console_random:
             return struct.pack("<BBBBI", tag, INVALID_SESSION, 0, 0, 0)
+        if payload[1] != 0:  # the console gives up
+            self.close(session_id)
+            return struct.pack("<BBBBI", tag, INVALID_SESSION, 0, 0, session.console_id)
         console_id, named = struct.pack("<I", session.console_id), self._named(session)
-        proof = mac(self._key(), session.bmc_random, console_id, named)
+        proof = mac(self._key(session), session.bmc_random, console_id, named)
         if payload[8:28] != proof or self._refuses_proof:
             del self.rows[session_id]
             self.counts.refused_logins += 1
             return struct.pack("<BBBBI", tag, WRONG_CODE, 0, 0, session.console_id)
-        session_key = mac(self._key(), session.console_random, session.bmc_random, named)
+        session_key = mac(self._key(session), session.console_random, session.bmc_random, named)
         session.keys = keys_of(session_key)
         self.counts.active += 1
         code = mac(session_key, session.console_random, struct.pack("<I", session_id), GUID)
@@ -189,5 +200,11 @@ class SessionTable:
     def _named(self, session: Session) -> bytes:
         return bytes([session.role, len(session.user)]) + session.user
 
-    def _key(self) -> bytes:
-        return self._password().encode()
+    def _password_of(self, session: Session) -> str | None:
+        """Return the password of the user who logs in, None when there is no such user."""
+        if session.user == self._user:
+            return self._password()
+        return None if session.user else self._nobodys_password
+
+    def _key(self, session: Session) -> bytes:
+        return (self._password_of(session) or "").encode()

@@ -9,6 +9,7 @@ from provisioner.service.hosts import HostSpec
 
 from .auth import Verb, actor, needs
 from .schemas import (
+    BmcCheckOut,
     ConfirmIn,
     EventsOut,
     FlagsIn,
@@ -181,6 +182,13 @@ def _changes(api: APIBlueprint, services: ApiServices) -> None:
     def power_host(name: str, json_data: PowerIn) -> Shown:
         """Ask or tell the BMC, once. Refused while an operation owns the host."""
         return {"power": hosts.power(name, json_data.action, actor=actor())}
+
+    @api.post("/hosts/<name>/bmc-check")
+    @api.output(BmcCheckOut)
+    @needs(Verb.OPERATE)
+    def check_bmc(name: str) -> Shown:
+        """Ask the BMC whether it lets people in without a password."""
+        return {"findings": hosts.check_bmc(name)}
 
     @api.post("/hosts/<name>/inspect")
     @api.output(OperationOut, status_code=202)

@@ -253,6 +253,16 @@ class PowerOut(BaseModel):
     power: str | None = Field(description="on or off for `status`, otherwise null")
 
 
+class BmcFindingOut(BaseModel):
+    code: str = Field(description="cipher_zero or anonymous_login")
+    message: str
+    hint: str
+
+
+class BmcCheckOut(BaseModel):
+    findings: list[BmcFindingOut] = Field(description="empty when nothing was found")
+
+
 class OperationOut(BaseModel):
     id: str
     host: str

@@ -1,4 +1,4 @@
-"""What ties a healthy host to the system that was deployed: its own reports, all through the soak."""
+"""What ties a healthy host to the deployed system: its own reports, all through the soak."""
 
 from datetime import timedelta
 

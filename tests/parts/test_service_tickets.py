@@ -418,7 +418,7 @@ def test_a_mac_that_is_known_for_two_hosts_boots_the_disk(site: Site) -> None:
 def test_both_addresses_are_noted(site: Site, agent: Agent) -> None:
     agent.boots()
     open_with(agent)
-    assert line_with(site, "boot script: deploy ramdisk").detail == {"address": GATEWAY}
+    assert line_with(site, "boot script: deploy ramdisk").detail["address"] == GATEWAY
     assert agent.operation().evidence["agent_address"] == GATEWAY
 
 

@@ -18,7 +18,7 @@ def network_lines(settings: Settings, service: wiring.Service) -> Iterator[Netwo
     def mac_at(address: str) -> str | None:
         """Our own leases know best; elsewhere our kernel has just spoken with the address."""
         if settings.dhcp.mode == "full":
-            for mac, addresses in leases_in(dhcp_leases(settings)).items():
+            for mac, addresses in (leases_in(dhcp_leases(settings)) or {}).items():
                 if address in addresses:
                     return mac
         return neighbour_at(address)

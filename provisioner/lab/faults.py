@@ -89,7 +89,7 @@ FAULTS: Final = {
         Fault(DHCP_SILENT, "no DHCP answer reaches the host; all else does"),
         Fault(HANGS_IN_FIRMWARE, "from the next start on, the host is on and never gets anywhere"),
         Fault(SECOND_DISK, "from the next start on, another disk is there", "MiB", 4096),
-        Fault(SECOND_DISK_FIRST, "with second-disk: firmware and system find that one first"),
+        Fault(SECOND_DISK_FIRST, "with second-disk: the firmware tries that one first"),
         Fault(SMALL_DISK, "from the next start on, the first disk is this small", "MiB", 64),
         Fault(NO_DISK, "from the next start on, no disk is there"),
         Fault(

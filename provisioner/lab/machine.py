@@ -148,6 +148,7 @@ class Machine:
             trouble=qemu.Trouble(
                 bad_write=self._number(faults.DISK_ERROR_AT_BYTE),
                 bad_read=self._number(faults.DISK_ERROR_AT_READ),
+                other_first=faults.SECOND_DISK_FIRST in self._faults,
                 hangs=faults.HANGS_IN_FIRMWARE in self._faults,
             ),
         )
@@ -352,8 +353,7 @@ class Machine:
             disks[0] = self._extra_disk("small", disks[0].serial, int(small))
         if second := self._faults.get(faults.SECOND_DISK):
             serial = f"LAB-{self.host.name}-{len(disks)}"
-            place = 0 if faults.SECOND_DISK_FIRST in self._faults else len(disks)
-            disks.insert(place, self._extra_disk("second", serial, int(second)))
+            disks.append(self._extra_disk("second", serial, int(second)))
         return disks
 
     def _extra_disk(self, kind: str, serial: str, size_mib: int) -> Disk:

@@ -34,11 +34,13 @@ class Trouble:
     """What goes wrong with the machine itself. Bytes are offsets on the host's first disk.
 
     Writing to the sector with bad_write fails. So does reading that with bad_read, once
-    anything was written. hangs: no instruction is ever executed.
+    anything was written. other_first: the firmware tries all other disks before that one.
+    hangs: no instruction is ever executed.
     """
 
     bad_write: int | None = None
     bad_read: int | None = None
+    other_first: bool = False
     hangs: bool = False
 
 
@@ -86,7 +88,9 @@ def command(
         *[
             part
             for index, disk in enumerate(disks)
-            for part in _disk(host, disk, index, disk_index, trouble)
+            for part in _disk(
+                host, disk, index, disk_index + _rank(host, disk, disks, trouble), trouble
+            )
         ],
         *(["-S"] if trouble.hangs else []),
     ]
@@ -145,7 +149,15 @@ def _nic(host: Host, boot_index: int, tap_handle: int) -> list[str]:
     ]
 
 
-def _disk(host: Host, disk: Disk, index: int, first_index: int, trouble: Trouble) -> list[str]:
+def _rank(host: Host, disk: Disk, disks: Sequence[Disk], trouble: Trouble) -> int:
+    """Return as the how manieth of the disks the firmware tries this one, from 0 on."""
+    order = list(disks)
+    if trouble.other_first:
+        order.sort(key=lambda one: one.serial == host.disk_serial)
+    return order.index(disk)
+
+
+def _disk(host: Host, disk: Disk, index: int, boot_index: int, trouble: Trouble) -> list[str]:
     # "unsafe" keeps a guest's flush in the page cache, which outlives a killed QEMU, too:
     # what a guest was told is written stays written through a power cut of the host.
     cache = "writeback" if host.honest_flush else "unsafe"
@@ -155,7 +167,7 @@ def _disk(host: Host, disk: Disk, index: int, first_index: int, trouble: Trouble
     device = f"virtio-blk-pci,drive={name},serial={disk.serial}"
     return [
         *("-drive", f"{drive},{_file(disk, trouble if is_first else NO_TROUBLE)}"),
-        *("-device", f"{device},bootindex={first_index + index}"),
+        *("-device", f"{device},bootindex={boot_index}"),
     ]
 
 

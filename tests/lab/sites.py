@@ -136,6 +136,17 @@ def is_actionable(error: Json | ProvisionerError | None, host: str) -> Json:
     return values
 
 
+def is_told(site: Site, name: str, cause: str) -> Json:
+    """Check that `provisioner why` names this cause, with lines that show it and what to do,
+    and return what it says."""
+    with site.client() as client:
+        answer = client.why(name)
+    assert answer["cause"] == cause, answer
+    assert answer["evidence"], answer
+    assert answer["next"], answer
+    return answer
+
+
 def ssh(site: Site, address: str, command: str) -> str:
     """Run a command on a deployed host and return what it wrote; fail when it fails."""
     done = subprocess.run(

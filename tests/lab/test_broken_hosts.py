@@ -27,6 +27,7 @@ from tests.lab.sites import (
     disk_path,
     host_of,
     is_actionable,
+    is_told,
     publish_tiny,
     put_old_system,
     reached,
@@ -129,6 +130,8 @@ def test_a_host_that_hangs_in_its_firmware_and_one_that_no_dhcp_answers(site: Si
         assert "boot/ipxe" not in spoken(site, name, starts[name])
     assert asked_dhcp(site, TWO) > 3
     assert asked_dhcp(site, ONE) == 0
+    assert is_told(site, ONE, "nothing_heard")["evidence"][-1]["source"] == "bmc"
+    assert is_told(site, TWO, "dhcp_offer_not_taken")["evidence"][-1]["source"] == "dhcp"
     # Nobody gets the one out of its firmware but by its power; the other goes on by itself.
     assert site.lab.status_of(ONE).power == "on"
     said = spoken(site, ONE, starts[ONE]).split("\n")
@@ -193,6 +196,8 @@ def test_field_23_a_disk_swapped_for_a_smaller_one_after_the_inspection(site: Si
     assert errors[TWO]["code"] == "no_disk_matches"
     assert "LAB-lab-2-0" in str(errors[TWO]["found"])
     assert str(SMALL_MIB * MIB) in str(errors[TWO]["found"])
+    assert "vda (LAB-lab-1-0)" in is_told(site, ONE, "disk_too_small")["why"]
+    assert str(SMALL_MIB * MIB) in is_told(site, TWO, "no_disk_matches")["why"]
     for name in (ONE, TWO):
         is_actionable(errors[name], name)
         assert permissions(site, name) == 0
@@ -232,6 +237,7 @@ def test_field_23_a_sector_that_takes_no_write_and_one_that_cannot_be_read_back(
         assert "Input/output error" in error["found"]
         assert ended[name]["evidence"]["disk"]["serial"] == f"LAB-{name}-0"
         assert ("verifying" in ended[name]["phase_seconds"]) == (verb == "read")
+        assert f"vda (LAB-{name}-0)" in is_told(site, name, f"disk_{verb}_failed")["why"]
         never_boots(site, name, starts[name])
         host = host_of(site, name)
         assert (host["state"], host["release"], host["operation"]) == ("dirty", None, None)
@@ -243,6 +249,7 @@ def test_field_23_a_sector_that_takes_no_write_and_one_that_cannot_be_read_back(
     for name, operation in deploy(site, [ONE, TWO], release.name).items():
         # Written and verified; a system of one sector does not phone home.
         assert failed(site, operation)["error"]["code"] == "booting_timed_out"
+        is_told(site, name, "system_not_heard")
         says(site, name, TINY_SYSTEM, start=starts[name])
         site.lab.power(name, "off")
         assert differing_chunks(disk_path(site, name), release, site.settings.data_dir) == []

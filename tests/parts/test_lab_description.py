@@ -132,6 +132,14 @@ def test_only_the_first_disk_fails_wherever_it_is_plugged_in(tmp_path: Path) -> 
         in (second)
     )
     assert "file.inject-error.1.sector=8" in second
+    assert [word.rpartition("bootindex=")[2] for word in words if "virtio-blk" in word] == [
+        "1",
+        "2",
+    ]
+    turned = _command(host, [own, other], trouble=Trouble(other_first=True))
+    assert [word.rpartition("bootindex=")[2] for word in turned if "virtio-blk" in word] == [
+        *("2", "1")
+    ]
     alone = " ".join(_command(host, [own], trouble=Trouble(bad_read=4096)))
     assert "inject-error.0.iotype=read" in alone
     assert "inject-error.1" not in alone

@@ -61,7 +61,7 @@ _OF_THE_AGENT: Final = (
     ),
     _agent_said(
         "disk_too_small",
-        "the disk of {host} is too small for {release}: {expected} are needed, {found} are there",
+        "{message}: {release} needs {expected}, and {found} are there",
         _RULE,
         "or deploy a smaller image",
     ),

@@ -296,5 +296,13 @@ def _progress(operation: Operation | None) -> str:
 
 
 def _short(value: object) -> str:
-    text = str(value)
+    text = _disk_in(value) or str(value)
     return text if len(text) <= TEXT_MAX else f"{text[: TEXT_MAX - 1]}…"
+
+
+def _disk_in(value: object) -> str | None:
+    """Return what a disk is called; None for what is no disk, or one without a mark."""
+    if not isinstance(value, dict):
+        return None
+    name, mark = value.get("name"), value.get("serial") or value.get("wwn")
+    return f"{name} ({mark})" if name and mark else mark

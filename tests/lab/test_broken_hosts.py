@@ -130,8 +130,10 @@ def test_a_host_that_hangs_in_its_firmware_and_one_that_no_dhcp_answers(site: Si
         assert "boot/ipxe" not in spoken(site, name, starts[name])
     assert asked_dhcp(site, TWO) > 3
     assert asked_dhcp(site, ONE) == 0
-    assert is_told(site, ONE, "nothing_heard")["evidence"][-1]["source"] == "bmc"
-    assert is_told(site, TWO, "dhcp_offer_not_taken")["evidence"][-1]["source"] == "dhcp"
+    told = is_told(site, ONE, "nothing_heard")
+    assert {line["source"] for line in told["evidence"]} == {"bmc"}
+    told = is_told(site, TWO, "dhcp_offer_not_taken")
+    assert "dhcp" in {line["source"] for line in told["evidence"]}
     # Nobody gets the one out of its firmware but by its power; the other goes on by itself.
     assert site.lab.status_of(ONE).power == "on"
     said = spoken(site, ONE, starts[ONE]).split("\n")

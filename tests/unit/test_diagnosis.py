@@ -145,3 +145,13 @@ def test_a_host_without_a_bmc_has_one_nowhere() -> None:
     facts = ended_by("bmc_unreachable", Phase.NETBOOTING)
     assert "at 127.0.1.1 port 623" in of(facts).why
     assert "at none" in of(replace(facts, host=replace(HOST, bmc=None))).why
+
+
+def test_a_disk_is_called_what_is_printed_on_it() -> None:
+    written = {"serial": "S-1", "wwn": None, "size_bytes": 4096}
+    running = {"name": "sdb", "serial": None, "wwn": "naa.5000c500a1b2c3d4"}
+    facts = ended_by("wrong_disk", Phase.BOOTING, expected=written, found=running)
+    assert "written was S-1, it runs from sdb (naa.5000c500a1b2c3d4)" in of(facts).why
+    unmarked = {"name": "sdb", "serial": None, "wwn": None}
+    facts = ended_by("wrong_disk", Phase.BOOTING, expected=written, found=unmarked)
+    assert "'name': 'sdb'" in of(facts).why

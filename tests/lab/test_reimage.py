@@ -107,8 +107,8 @@ def test_running_hosts_are_reimaged_and_nothing_of_the_old_system_is_left(fleet:
         assert after.host_key.split()[1] in " ".join(evidence["ssh_host_keys"])
         assert ssh(site, evidence["address"], f"test -e {MARKER} || echo gone") == "gone"
         # The reporter hears of the success with its next report.
-        has_it = "sudo test -e /etc/provisioner/reporter.json"
-        forgets = f"for i in $(seq 30); do {has_it} || break; sleep 1; done; {has_it} || echo gone"
+        is_kept = "sudo test -e /etc/provisioner/reporter.json"
+        forgets = f"for i in $(seq 30); do {is_kept} || exec echo gone; sleep 1; done"
         assert ssh(site, evidence["address"], forgets) == "gone"
         host = host_of(site, name)
         assert (host["state"], host["release_name"]) == ("active", release.name)

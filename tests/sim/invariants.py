@@ -18,6 +18,7 @@ from provisioner.core.model import HostState, Kind, Phase
 from provisioner.errors import TrustError
 from provisioner.service.chance import digest_of
 from provisioner.service.permissions import PERMISSION_S
+from provisioner.service.proof import REPORT_AGE_MAX
 from provisioner.service.worker import LOOK_LIMIT, OUTAGE, OUTAGE_GRACE
 
 from .observations import (
@@ -52,6 +53,8 @@ LATE_MAX_S: Final = OUTAGE.total_seconds() + OUTAGE_GRACE.total_seconds() + 60.0
 SOAK_S: Final = 10.0  # of the simulation's profile
 # Its two checks may take 5 s each; the rest is what a database may be waited for.
 LOOK_AGE_MAX_S: Final = LOOK_LIMIT.total_seconds() + 10.0
+# And a little, for the round that is saved.
+HEARD_AGE_MAX_S: Final = REPORT_AGE_MAX.total_seconds() + 10.0
 WRITING: Final = (Phase.WRITING, Phase.VERIFYING)
 
 JUDGES: Final[dict[type, list[Judge]]] = {}
@@ -229,7 +232,7 @@ def active_means_proven(saw: Committed, world: World) -> str | None:  # noqa: AR
 @about(Committed)
 def success_rests_on_a_whole_soak_and_a_fresh_look(saw: Committed, world: World) -> str | None:  # noqa: ARG001 # every judge is asked alike
     """A deployment succeeds when its soak time has passed since it was last saved as not
-    healthy, and by a look at the host that is fresh."""
+    healthy, by a look at the host that is fresh, and while its new system still reports."""
     ledger = world.ledger
     for operation in ledger.now.operations.values():
         known = ledger.before.operations.get(operation.id)
@@ -242,6 +245,9 @@ def success_rests_on_a_whole_soak_and_a_fresh_look(saw: Committed, world: World)
         look_s = world.now_s - ledger.looked_s.get(host.address, float("-inf"))
         if healthy_s < SOAK_S or look_s > LOOK_AGE_MAX_S:
             return f"{host.name}: healthy for {healthy_s:.1f} s, seen {look_s:.1f} s ago"
+        silent_s = world.now_s - ledger.heard_s.get(operation.id, float("-inf"))
+        if silent_s > HEARD_AGE_MAX_S:
+            return f"{host.name}: its new system was silent for {silent_s:.1f} s"
     return None
 
 

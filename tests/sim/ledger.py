@@ -108,6 +108,8 @@ class Ledger:
         self.written: set[str] = set()  # operations that wrote at least once
         # By operation: which disk carried the system that reported its nonce.
         self.reported_from: dict[str, str] = {}
+        # By operation: when its new system was heard last.
+        self.heard_s: dict[str, float] = {}
         # By address: when the service looked last at the system there.
         self.looked_s: dict[str, float] = {}
         # By operation: when it was saved last that its system is not healthy.

@@ -97,6 +97,7 @@ class Network:
             # Noted before: the process may die between saving the report and answering it.
             operation = body["nonce"].split(".")[0]
             self._world.ledger.reported_from[operation] = body["root_disk"]["serial"]
+            self._world.ledger.heard_s[operation] = self._world.now_s
             return service.agents.phone_home(body, host.address)
 
         return self._call(host, "phone home", handle)

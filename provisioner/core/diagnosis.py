@@ -304,5 +304,5 @@ def _disk_in(value: object) -> str | None:
     """Return what a disk is called; None for what is no disk, or one without a mark."""
     if not isinstance(value, dict):
         return None
-    name, mark = value.get("name"), value.get("serial") or value.get("wwn")
-    return f"{name} ({mark})" if name and mark else mark
+    mark: str | None = value.get("serial") or value.get("wwn")
+    return f"{value['name']} ({mark})" if mark and value.get("name") else mark

@@ -245,6 +245,8 @@ ASIDES: list[Facts] = [
     story(replace(failed("disk_failed", Phase.WRITING), follow_up_at=LATER), host=QUARANTINED),
     story(replace(failed("disk_failed", Phase.WRITING), follow_up_at=LATER), before="another"),
     ended_by("no_disk_matches", found="x" * 10_000),
+    ended_by("wrong_disk", Phase.BOOTING, expected={"serial": "S-1"}, found={"wwn": "naa.5"}),
+    ended_by("wrong_disk", Phase.BOOTING, found={"serial": "S-2", "name": "sdb"}, expected={}),
     unheard(ASKED, replace(ASKED, text="asks"), replace(ASKED, text="asks")),
     under_way(Phase.WRITING, 5, progress={"done_bytes": 50, "total_bytes": 200}),
     unheard(ASKED, replace(ASKED, at=after(4000))),

@@ -1,7 +1,8 @@
 """Racks of real virtual hosts for the tests of this folder."""
 
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tests.lab.sites import (
 )
 
 OLDER, NEWER = "2026.11.1", "2026.11.2"
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,17 @@ class Fleet:
             BOOT_LIMIT,
         )
         return address
+
+
+@pytest.fixture
+def tell(capsys: pytest.CaptureFixture[str]) -> Tell:
+    """Say something that is read also when the test passes."""
+
+    def say(line: str) -> None:
+        with capsys.disabled():
+            sys.stdout.write(f"\n{line}\n")
+
+    return say
 
 
 @pytest.fixture

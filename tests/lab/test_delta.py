@@ -2,8 +2,7 @@
 release, byte for byte. The shipped images stand on each other, and keep their doors shut."""
 
 import hashlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +16,7 @@ from provisioner.lab import LabHost
 from provisioner.lab.shelf import lab_recipe
 from provisioner.lab.site import Site
 from script.bench_parts.release_history import small_update, updates_of
+from tests.lab.conftest import Tell
 from tests.lab.sites import (
     MIB,
     a_site,
@@ -45,8 +45,6 @@ USED: Final = (
     "sudo journalctl --rotate --quiet; sync"
 )
 OPEN_LIMIT: Final = timedelta(minutes=1)
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -78,17 +76,6 @@ def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
         newer = site.publish(NEWER, parent=older)
         site.enrol(site.lab.host(NAME))
         yield Rack(site, older, newer, web, package)
-
-
-@pytest.fixture
-def tell(capsys: pytest.CaptureFixture[str]) -> Tell:
-    """Say something that is read also when the test passes."""
-
-    def say(line: str) -> None:
-        with capsys.disabled():
-            sys.stdout.write(f"\n{line}\n")
-
-    return say
 
 
 def test_the_newer_release_upgrades_one_package_on_the_older_ones_blocks(

@@ -103,7 +103,7 @@ def test_an_unknown_host_boots_its_own_disk(boot_url: str) -> None:
     assert answer.headers["Cache-Control"] == "no-store"
 
 
-def test_field_3_each_host_boots_its_disk_in_its_own_way(boot_url: str, site: Site) -> None:
+def test_field_03_each_host_boots_its_disk_in_its_own_way(boot_url: str, site: Site) -> None:
     wanted = {
         LocalBoot.EXIT: (200, "exit 1"),
         LocalBoot.SANBOOT: (200, "sanboot --no-describe --drive 0x80"),

@@ -99,7 +99,7 @@ def test_generated_text_equals_its_golden_file(name: str) -> None:
 
 
 @pytest.mark.parametrize("method", LocalBoot)
-def test_field_3_a_host_has_three_ways_to_its_own_disk(method: LocalBoot) -> None:
+def test_field_03_a_host_has_three_ways_to_its_own_disk(method: LocalBoot) -> None:
     answer = answer_boot(LocalDisk(method, ""), URLS)
     assert (answer.status == 404) == (method is LocalBoot.NOT_FOUND)
     assert ("sanboot --no-describe --drive 0x80" in answer.text) == (method is LocalBoot.SANBOOT)

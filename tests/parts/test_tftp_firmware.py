@@ -156,7 +156,9 @@ def heard(net: Network) -> str:
 
 
 @pytest.mark.parametrize("method", [LocalBoot.EXIT, LocalBoot.SANBOOT, LocalBoot.NOT_FOUND])
-def test_field_3_a_bios_comes_up_from_its_disk_in_each_way(net: Network, method: LocalBoot) -> None:
+def test_field_03_a_bios_comes_up_from_its_disk_in_each_way(
+    net: Network, method: LocalBoot
+) -> None:
     with our_dhcp(net, DhcpMode.FULL), booting(net, bios(), bios_disk(net), [script(method)]) as c:
         wait_for(c, "DISK-BOOTED")
     said = heard(net)

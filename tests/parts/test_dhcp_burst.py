@@ -1,0 +1,77 @@
+"""A rack that is switched on at once: every host gets an address of its own, and soon."""
+
+import json
+import select
+import socket
+import struct
+import subprocess
+import sys
+import time
+from typing import Final
+
+from provisioner.netboot.dhcp import DhcpMode
+
+from .netboot_network import BIOS, network, our_dhcp, packet_of
+
+# The range of the test's network holds 101 addresses.
+HOSTS: Final = 90
+DISCOVER, REQUEST = 1, 3
+OFFER, ACK = 2, 5
+RESEND_S: Final = 1.0
+# A boot ROM asks four times within a minute, and then gives up (PXE 2.1, 2.2.1.1).
+PATIENCE_S: Final = 30.0
+
+_PROGRAM: Final = """
+import sys
+from tests.parts.test_dhcp_burst import a_rack_asks
+a_rack_asks(int(sys.argv[1]))
+"""
+
+
+def packet(host: int, kind: int, offered: bytes = b"") -> bytes:
+    """Return what the host of this number sends: with its own transaction and MAC."""
+    plain = bytearray(packet_of(BIOS, kind=kind))
+    plain[4:8] = struct.pack("!I", host)
+    plain[28:34] = bytes.fromhex(f"5254007801{host:02x}")
+    if offered:
+        assert plain[-1] == 255
+        server = socket.inet_aton("10.77.0.1")
+        plain[-1:] = bytes([50, 4]) + offered + bytes([54, 4]) + server + b"\xff"
+    return bytes(plain)
+
+
+def a_rack_asks(hosts: int) -> None:
+    """Runs inside a namespace: prints the address and the seconds of each host, as JSON."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    sock.bind(("", 68))
+    began_at, sent_at = time.monotonic(), 0.0
+    waits: dict[int, bytes] = {host: packet(host, DISCOVER) for host in range(1, hosts + 1)}
+    got: dict[int, tuple[str, float]] = {}
+    while waits and time.monotonic() - began_at < PATIENCE_S:
+        if time.monotonic() - sent_at > RESEND_S:
+            sent_at = time.monotonic()
+            for data in waits.values():
+                sock.sendto(data, ("255.255.255.255", 67))
+        if not select.select([sock], [], [], 0.1)[0]:
+            continue
+        answer = sock.recv(2048)
+        (host,) = struct.unpack("!I", answer[4:8])
+        kind, offered = answer[answer.index(b"\x35\x01", 240) + 2], answer[16:20]
+        if kind == OFFER and host in waits:
+            waits[host] = packet(host, REQUEST, offered)
+            sock.sendto(waits[host], ("255.255.255.255", 67))
+        elif kind == ACK and waits.pop(host, None) is not None:
+            got[host] = (socket.inet_ntoa(offered), time.monotonic() - began_at)
+    sys.stdout.write(json.dumps(list(got.values())))
+
+
+def test_field_18_a_rack_that_is_switched_on_at_once_exhausts_no_dhcp() -> None:
+    with network() as net, our_dhcp(net, DhcpMode.FULL):
+        command = net.site.python(_PROGRAM, str(HOSTS))
+        done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
+        got = json.loads(done.stdout)
+        assert len({address for address, _ in got}) == HOSTS
+        assert max(seconds for _, seconds in got) < PATIENCE_S / 2

@@ -11,7 +11,6 @@ import yaml
 
 from provisioner.core.bootplan import Ramdisk
 from provisioner.core.model import HostState, Phase
-from provisioner.errors import TrustError
 from provisioner.imaging.archive import Archive
 from provisioner.service.ramdisks import Ramdisks
 from provisioner.web.api import create_app
@@ -172,9 +171,3 @@ def test_public_a_deployment_names_a_release_and_never_a_place(site: Site, relea
         site.operations.request_deployment(["r1n1"], release, options={}, actor=ACTOR)
     assert site.texts() == before
     assert site.hosts.show("r1n1").generation == 0
-
-
-def test_public_a_report_of_another_deployment_is_nobodys(agent: Agent) -> None:
-    agent.until(Phase.BOOTING)
-    with pytest.raises(TrustError):
-        agent.phone_home(nonce="op_1.x")

@@ -19,6 +19,7 @@ BENCHES: Final = {
     "reimage": "a reimage of a QEMU host beside a floor made by hand; about 3 minutes a run",
     "release": "what moves between releases, their space, times and memory; about 20 minutes",
     "serving": "TFTP beside dnsmasq, chunks beside nginx, boot scripts; about 4 minutes",
+    "survival": "deployments after kill -9, takeover, the simulation; about 6 minutes",
 }
 
 

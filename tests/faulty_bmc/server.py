@@ -62,6 +62,7 @@ class FaultyBmc(asyncio.DatagramProtocol):
         self.host = SimulatedHost(clock, traits, faults)
         self.commands: list[Command] = []
         self.exchanges: list[object] = []  # the client's address of each, in order
+        self.exchanged_at: list[float] = []
         self.is_overlapped = False
         self._clock = clock
         self._born_at = clock()
@@ -112,6 +113,7 @@ class FaultyBmc(asyncio.DatagramProtocol):
         begins = data[4:5] == bytes([IPMI_15_NO_AUTH])
         self.is_overlapped = self.is_overlapped or not begins
         self.exchanges.append(client)
+        self.exchanged_at.append(self._clock())
 
     def _send(self, reply: bytes, client: tuple[str, int]) -> None:
         assert self._transport is not None

@@ -8,7 +8,8 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, Final
 import httpx
 
 from provisioner.settings import Settings
-from tests.parts.service_site import inventory
+from tests.parts.service_site import inventory, mac
 
 # Called by ipmi_sim as: get power|boot, or set power|reset|shutdown|boot VALUE. `log` has a
 # line for each thing that really happened: `off`, `on pxe`, `reset default`, `next pxe`.
@@ -71,8 +72,14 @@ class SimulatedHost:
     # How long an agent that gave up waits before it restarts by itself. Longer than a worker
     # takes to be started again: a real host takes as long to come up.
     patience_s: float = 8.0
-    # Called with each call of its agent before it is made.
+    # Called with each call of its agent before it is made, and with each that was answered.
     on_call: Callable[[str], None] = lambda _name: None
+    on_answer: Callable[[str], None] = lambda _name: None
+    # How often it looks at its power, and how long it waits when nobody answers: doubled each
+    # time, up to the longest pause.
+    look_s: float = LOOK_S
+    ask_again_s: float = ASK_AGAIN_S
+    pause_max_s: float = ASK_AGAIN_S
     _power_ons: int = 0
     _over: threading.Event = field(default_factory=threading.Event)
 
@@ -91,8 +98,12 @@ class SimulatedHost:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
+    def end(self) -> None:
+        """Do nothing more; `stop` waits until that is so."""
         self._over.set()
+
+    def stop(self) -> None:
+        self.end()
         self._thread.join(20)
         self._http.close()
 
@@ -110,31 +121,41 @@ class SimulatedHost:
         lines = (self.bmc_folder / "log.host").read_text().splitlines()
         return [line for line in lines if line]
 
-    def _boots(self) -> list[str]:
-        return [line for line in self._log() if line.startswith(("on", "reset"))]
+    def boots(self) -> list[bool]:
+        """Return for each time it booted whether that was from the network."""
+        return [line.endswith("pxe") for line in self._log() if line.startswith(("on", "reset"))]
 
-    @property
-    def _is_on(self) -> bool:
+    def is_on(self) -> bool:
         return (self.bmc_folder / "power").read_text().strip() != "0"
 
     def _live(self) -> None:
-        while not self._over.wait(LOOK_S):
-            boots = self._boots()
+        while not self._over.wait(self.look_s):
+            boots = self.boots()
             if len(boots) <= self._power_ons:
                 continue
             self._power_ons = len(boots)
             try:
-                self._boot(is_network=boots[-1].endswith("pxe"))
+                self._boot(is_network=boots[-1])
             except Cut:
                 self.said.append("cut off")
 
     def _check_power(self) -> None:
-        if self._over.is_set() or not self._is_on or len(self._boots()) != self._power_ons:
+        if self._over.is_set() or not self.is_on() or len(self.boots()) != self._power_ons:
             raise Cut
+
+    def _pauses(self) -> Iterator[None]:
+        """Yield at once and then after growing pauses, for as long as the host is as it was.
+        Raises Cut when it is not."""
+        pause_s = self.ask_again_s
+        while True:
+            self._check_power()
+            yield
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, self.pause_max_s)
 
     def _boot(self, *, is_network: bool) -> None:
         while is_network:
-            script = self._asked(f"{self.settings.boot.url}/boot/ipxe?mac=52:54:00:77:00:01")
+            script = self._asked(f"{self.settings.boot.url}/boot/ipxe?mac={mac(self.number)}")
             ticket = re.search(r"provisioner\.ticket=(\S+)", script)
             if ticket is None:
                 break
@@ -145,12 +166,12 @@ class SimulatedHost:
             self._phone_home()
 
     def _asked(self, url: str) -> str:
-        while True:
-            self._check_power()
-            try:
-                return self._http.get(url).text
-            except httpx.TransportError:
-                time.sleep(ASK_AGAIN_S)
+        for _ in self._pauses():
+            with suppress(httpx.TransportError):
+                script = self._http.get(url).text
+                self.on_answer("script")
+                return script
+        raise Cut
 
     def _run_agent(self, ticket: str) -> None:
         about = inventory(self.number)
@@ -229,7 +250,7 @@ class SimulatedHost:
         end = time.monotonic() + self.patience_s
         while time.monotonic() < end:
             self._check_power()
-            time.sleep(LOOK_S)
+            time.sleep(self.look_s)
         self.said.append("agent restarts by itself")
 
     def _phone_home(self) -> None:
@@ -256,17 +277,14 @@ class SimulatedHost:
         """Make a call until it is answered; None when the answer is no."""
         url = f"{self.settings.agent.url}/{where}/v1/{name}"
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        while True:
-            self._check_power()
+        for _ in self._pauses():
             self.on_call(name)
-            try:
+            with suppress(httpx.TransportError):
                 answer = self._http.post(url, json=body(), headers=headers)
-            except httpx.TransportError:
-                time.sleep(ASK_AGAIN_S)
-                continue
-            if answer.status_code < 500:
-                return answer.json() if answer.is_success else None
-            time.sleep(ASK_AGAIN_S)
+                if answer.status_code < 500:
+                    self.on_answer(name)
+                    return answer.json() if answer.is_success else None
+        raise Cut
 
 
 def _nonce_in(vendor_data: str) -> str:

@@ -177,6 +177,9 @@ class DbosEffectWorker:
         try:
             self._register_queue()
             DBOS.launch()
+        except DBAPIError as error:  # it went away, or takes no writes
+            self.stop()
+            raise Unavailable("the database cannot serve now", hint="try again later") from error
         except Exception:
             self.stop()
             raise

@@ -23,6 +23,9 @@ from .sql_sightings import SightingQueries
 
 # PostgreSQL: the transaction lost a race or a deadlock, and would succeed when tried again.
 _LOST_RACES: Final = ("40001", "40P01", "55P03")
+# PostgreSQL takes no writes: it stands by, and is perhaps to be the first one soon. The other
+# state is what a standby says to BEGIN READ WRITE, which the driver asks for after reading.
+_READ_ONLY: Final = ("25006", "0A000")
 
 
 class SqlTx(
@@ -83,4 +86,4 @@ class SqlStore:
 def _is_passing(error: DBAPIError) -> bool:
     if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
         return True
-    return getattr(error.orig, "sqlstate", None) in _LOST_RACES
+    return getattr(error.orig, "sqlstate", None) in (*_LOST_RACES, *_READ_ONLY)

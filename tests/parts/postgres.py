@@ -6,6 +6,7 @@ No TCP, no shared cluster, nothing left behind.
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ class Postgres:
     """A running server; `socket_dir` is where its only socket lives."""
 
     socket_dir: Path
+    data: Path
+    user: str | None  # whom it runs as
+    server: "subprocess.Popen[bytes]"
     _numbers: Iterator[int] = field(default_factory=count)
 
     def new_database(self, template: str = "template1") -> str:
@@ -35,6 +39,19 @@ class Postgres:
             cwd="/",
         )
         return f"postgresql://provisioner@/{name}?host={self.socket_dir}"
+
+    def stand_by(self) -> None:
+        """Begin anew as a standby: every session ends, and no writes are taken any more."""
+        self.server.send_signal(signal.SIGINT)  # it waits for no session
+        self.server.wait(START_LIMIT_S)
+        (self.data / "standby.signal").touch()
+        self.server = _start(self.data, self.socket_dir, self.user)
+
+    def promote(self) -> None:
+        """Take writes again, as the standby that has become the first one."""
+        who = ["-h", str(self.socket_dir), "-U", "provisioner", "postgres"]
+        ask = ["psql", *who, "-c", "SELECT pg_promote()"]
+        subprocess.run(ask, check=True, capture_output=True, cwd="/")
 
 
 def _bin() -> Path:
@@ -58,12 +75,12 @@ def running_postgres() -> Iterator[Postgres]:
         directory.chmod(0o755)
         data = directory / "data"
         _initialise(data, user)
-        server = _start(data, directory, user)
+        postgres = Postgres(directory, data, user, _start(data, directory, user))
         try:
-            yield Postgres(directory)
+            yield postgres
         finally:
-            server.terminate()
-            server.wait(START_LIMIT_S)
+            postgres.server.terminate()
+            postgres.server.wait(START_LIMIT_S)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import text
 
 from provisioner.core.effects import SetNextBoot
 from provisioner.core.model import BootDevice
@@ -21,7 +22,7 @@ from provisioner.errors import Unavailable
 from provisioner.store.engine import open_engine
 from provisioner.web.boot import DECISION_LIMIT_S
 from tests.parts.database_proxy import LOST, UNHEARD, DatabaseProxy, running_proxy
-from tests.parts.postgres import Postgres
+from tests.parts.postgres import Postgres, running_postgres
 from tests.parts.rack import INTO_NETWORK, Rack, patiently, request, running_rack
 from tests.parts.served_lives import HOST, until
 from tests.parts.service_site import Site
@@ -154,6 +155,46 @@ def test_the_link_to_the_database_is_down_and_only_we_notice(
 
             until(is_replaced, "another worker in its place")
         goes_on(rack, operation)
+
+
+def test_the_database_is_a_standby_for_a_while(tmp_path: Path) -> None:
+    """A failover: it takes no writes until it is made the first one."""
+    with (
+        running_postgres() as postgres,
+        running_rack(tmp_path, database=postgres.new_database()) as rack,
+    ):
+        rack.lives.begin()
+        with rack.lives.client() as client:
+            operation = request(rack, client)
+            with held_at(rack, "seed"):
+                postgres.stand_by()
+                change = ("PATCH", f"/api/v1/hosts/{HOST}", {"labels": {"a": "b"}})
+                for _ in range(3):
+                    told_to_come_back(rack, *change)
+                    assert patiently(lambda: client.host(HOST))["name"] == HOST, "reading goes on"
+                boots_locally(rack)
+                # The worker begins anew, since its sessions ended, and finds it still so.
+                waits = "worker waits for the database"
+                until(lambda: waits in rack.lives.log.read_text(), "the worker")
+                postgres.promote()
+        goes_on(rack, operation)
+        assert "bug" not in rack.lives.log.read_text()
+
+
+def test_a_database_that_takes_no_writes_is_unavailable(
+    postgres: Postgres, postgres_template: str
+) -> None:
+    url = postgres.new_database(postgres_template)
+    engine = open_engine(url)
+    with engine.connect() as connection, connection.begin():
+        how = f"ALTER DATABASE {engine.url.database} SET default_transaction_read_only = on"
+        connection.execute(text(how))
+    engine.dispose()
+    with opened(engine) as store:
+        with pytest.raises(Unavailable), store.begin() as tx:
+            tx.audit(NOW, "a", "b", "c", {})
+        with store.read() as tx:
+            assert tx.audit_rows() == []
 
 
 def test_commits_whose_outcome_nobody_hears(

@@ -156,12 +156,17 @@ def change(
     labels: tuple[str, ...],
     output: str,
 ) -> None:
-    """Change what is given; the rest stays."""
+    """Change what is given; the rest stays.
+
+    Credentials without --bmc are for the BMC that the host has.
+    """
     changes = {
         "profile": profile,
         "firmware": firmware,
         "local_boot": local_boot,
-        "bmc": bmc_of(bmc, bmc_user, bmc_password_file, name),
+        "bmc": bmc_of(
+            bmc, bmc_user, bmc_password_file, name, known=lambda: client.host(name)["bmc"]
+        ),
         "labels": _labels(labels) or None,
     }
     given = {key: value for key, value in changes.items() if value is not None}

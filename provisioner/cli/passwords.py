@@ -2,6 +2,7 @@
 every user of the machine can read."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,26 @@ def read_password(file: str | None, what: str) -> str:
 
 
 def bmc_of(
-    address: str | None, user: str | None, password_file: str | None, host: str
+    address: str | None,
+    user: str | None,
+    password_file: str | None,
+    host: str,
+    known: Callable[[], dict[str, Any] | None] = lambda: None,
 ) -> dict[str, Any] | None:
-    """Return the BMC as the API takes it, from the options; None when none was given."""
-    if address is None:
-        if user is not None or password_file is not None:
-            raise RequestError(
-                "BMC credentials without a BMC", host=host, expected="--bmc ADDRESS[:PORT]"
-            )
+    """Return the BMC as the API takes it, from the options; None when none was given. Credentials
+    without an address are for the one that is `known`, which is asked only then."""
+    if address is not None:
+        place, port = _split(address, host)
+    elif user is None and password_file is None:
         return None
+    elif (there := known()) is not None:
+        place, port, user = there["address"], there["port"], user or there["user"]
+    else:
+        raise RequestError(
+            "BMC credentials without a BMC", host=host, expected="--bmc ADDRESS[:PORT]"
+        )
     if user is None:
         raise RequestError("a BMC needs a user", host=host, expected="--bmc-user NAME")
-    place, port = _split(address, host)
     password = read_password(password_file, f"the BMC {place}")
     return {"address": place, "port": port, "user": user, "password": password}
 

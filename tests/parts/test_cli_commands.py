@@ -49,6 +49,32 @@ def test_without_a_terminal_no_password_is_asked_for(cli: Cli) -> None:
     assert "--bmc-password-file" in cli(*words, exit_code=2).stderr
 
 
+def test_credentials_are_changed_as_the_hint_of_a_refused_login_says(
+    cli: Cli, site: Site, tmp_path: Path
+) -> None:
+    add(cli)
+    site.pool.bmcs["127.0.1.1"] = FakeBmc(refuses_login=True)
+    operation = site.deploy("r1n1")
+    site.perform()
+    hint = (site.at(operation).error or {})["hint"].split(";")[0]
+    (tmp_path / "F").write_text("another\n")
+    words = hint.replace(" U ", " root ").replace(" F", f" {tmp_path / 'F'}").split()
+    cli(*words[1:])
+    bmc = site.hosts.show("r1n1").bmc
+    assert bmc is not None
+    assert (bmc.address, bmc.port, bmc.user) == ("127.0.1.1", 623, "root")
+    assert bmc.password.reveal() == "another"
+
+    cli("host", "change", "r1n1", "--bmc-password-file", "-", stdin="third\n")
+    bmc = site.hosts.show("r1n1").bmc
+    assert bmc is not None
+    assert (bmc.user, bmc.password.reveal()) == ("root", "third")
+
+    cli("host", "add", "r1n9", "--mac", mac(9))
+    words = ["host", "change", "r1n9", "--bmc-user", "U", "--bmc-password-file", "-"]
+    assert "--bmc ADDRESS" in cli(*words, stdin="x\n", exit_code=2).stderr
+
+
 @pytest.mark.parametrize("bad", ["bmc.example", "127.0.1.1:0", "127.0.1.1:99999", "127.0.1"])
 def test_a_bmc_address_that_is_none_is_refused(cli: Cli, bad: str) -> None:
     words = ("host", "add", "r1n1", "--mac", mac(1), "--bmc", bad, "--bmc-user", "admin")

@@ -10,7 +10,7 @@ from ..core.contracts import Sighting
 from .sql import Queries
 from .tables import sightings
 
-# Kept in all; one is enough to stop everything, the others tell a person where to look.
+# Open at a time; one is enough to stop everything, the others tell a person where to look.
 SIGHTINGS_MAX: Final = 10_000
 _OPEN: Final = sightings.c.reconciled_at.is_(None)
 _ANY_OPEN: Final = select(sightings.c.key).where(_OPEN).limit(1)
@@ -18,10 +18,11 @@ _ANY_OPEN: Final = select(sightings.c.key).where(_OPEN).limit(1)
 
 class SightingQueries(Queries):
     def add_sighting(self, sighting: Sighting) -> bool:
-        """Save it; False when it is known, or when there are too many."""
+        """Save it; False when it is known, or when too many are open."""
         if self.sighting(sighting.key) is not None:
             return False
-        if self._number(select(func.count()).select_from(sightings)) >= SIGHTINGS_MAX:
+        still_open = select(func.count()).select_from(sightings).where(_OPEN)
+        if self._number(still_open) >= SIGHTINGS_MAX:
             return False
         self._put(sightings, sighting.__dict__, keep=True)
         return True

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from provisioner.core.bootplan import LocalDisk, Ramdisk
-from provisioner.core.contracts import Archive
+from provisioner.core.contracts import Archive, Sighting
 from provisioner.core.lifecycle import LIMIT, E
 from provisioner.core.model import HostState, OperationId, Phase
 from provisioner.errors import Conflict
@@ -20,6 +20,8 @@ from provisioner.service.chance import digest_of
 from provisioner.service.observing import ObserveOnly
 from provisioner.service.reconciliation import PlanOutdated
 from provisioner.service.sightings import HighWater, Mark, MarkFile
+from provisioner.store.sql_sightings import SIGHTINGS_MAX
+from provisioner.store.tables import sightings
 from provisioner.web.agent import AgentListener, create_app
 from tests.parts.command_line import commands_of
 from tests.parts.http_listener import listening
@@ -404,3 +406,21 @@ def test_what_is_seen_meanwhile_outdates_the_plan(site: Site) -> None:
         site.reconciliation.apply(plan.digest, actor=ACTOR)
         with pytest.raises(Conflict):
             site.reconciliation.apply(plan.digest, actor=ACTOR)
+
+
+def test_so_many_proofs_are_open_at_a_time_and_those_of_before_do_not_count(site: Site) -> None:
+    def proofs(first: int) -> list[dict[str, Any]]:
+        one = Sighting("", "ticket", NOW, "10.0.0.1", {}).__dict__
+        return [{**one, "key": str(first + number)} for number in range(SIGHTINGS_MAX)]
+
+    last = Sighting("last", "ticket", NOW, "10.0.0.1", {})
+    for life in (0, 1):
+        with site.store._engine.begin() as connection:
+            connection.execute(sightings.insert(), proofs(life * SIGHTINGS_MAX))
+        with site.store.begin() as tx:
+            assert not tx.add_sighting(last), "the limit is reached"
+            tx.reconcile_sightings(NOW)
+            assert not tx.is_observing()
+    with site.store.begin() as tx:
+        assert tx.add_sighting(last)
+        assert tx.is_observing()

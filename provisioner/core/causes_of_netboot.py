@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Final
 
 from .diagnosis import QUEUE_PATIENCE, Case, Cause, Dhcp
-from .model import Phase
+from .model import Json, Phase
 from .netboot_trace import Reach
 
 EVENTS: Final = "provisioner host events {host}"
@@ -27,6 +27,15 @@ def _reached(*reaches: Reach) -> Callable[[Case], bool]:
 
 def _missed(case: Case) -> bool:
     return case.is_unheard and case.trace.reach is Reach.FILE_MISSED
+
+
+def _refusal(case: Case) -> Json:
+    refused = case.trace.refused
+    return refused.detail if refused else {}
+
+
+def _was_refused(case: Case) -> bool:
+    return _reached(Reach.ASKED, Reach.OFFERED)(case) and bool(_refusal(case))
 
 
 def _is_queued(case: Case) -> bool:
@@ -248,6 +257,23 @@ NETBOOT: Final = (
             "does a firewall let {host} reach tftp.listen (UDP port 69, and answers from any)?",
             "does another DHCP server answer as well, with another boot file?",
         ),
+        _NETWORK,
+    ),
+    Cause(
+        "other_dhcp_server",
+        lambda case: _was_refused(case) and "other_server" in _refusal(case),
+        "it took the address that another DHCP server offered, which ours refused: {refusal}",
+        (
+            "find that server, and take it off the provisioning network",
+            "if it is the site's own: dhcp.mode = proxy or off, and provisioner dhcp-config",
+        ),
+        _NETWORK,
+    ),
+    Cause(
+        "dhcp_refused",
+        _was_refused,
+        "our DHCP refused the address that it asked for: {refusal}",
+        ("is dhcp.subnet the network that it is on?", EVENTS),
         _NETWORK,
     ),
     Cause(

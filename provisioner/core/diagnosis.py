@@ -210,6 +210,7 @@ class Case:
             "progress": _progress(operation),
             "asked": str(seen.asked),
             "nothing_offered": seen.why_nothing_offered or "",
+            "refusal": _short(seen.refused.text if seen.refused else ""),
             "answer": _short(seen.turned_away.text if seen.turned_away else ""),
             "file": str(missed.get("file", "")),
             "outcome": str(missed.get("outcome", "")),

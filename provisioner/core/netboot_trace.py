@@ -39,7 +39,8 @@ class Reach(IntEnum):
 class Trace:
     """What was seen since the operation began. `turned_away` is the last answer that sent the
     host to its own disk, `own_system` the first word of a system that nobody netbooted,
-    `missed_file` the last file that did not come through."""
+    `missed_file` the last file that did not come through, `refused` the last address that our
+    DHCP refused."""
 
     reach: Reach
     powered_on_at: datetime | None = None
@@ -49,7 +50,7 @@ class Trace:
     missed_file: Event | None = None
     asked: int = 0
     why_nothing_offered: str | None = None
-    is_proxied: bool = False
+    refused: Event | None = None
 
 
 def trace(events: Sequence[Event]) -> Trace:
@@ -70,7 +71,7 @@ def trace(events: Sequence[Event]) -> Trace:
         missed_file=missed[-1] if missed else None,
         asked=len(asked),
         why_nothing_offered=asked[-1].detail.get("trouble") if asked else None,
-        is_proxied=any(_packets(events, "PXE", _NETBOOTERS)),
+        refused=_last(_packets(events, "NAK", _NETBOOTERS)),
     )
 
 

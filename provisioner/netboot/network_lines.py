@@ -19,9 +19,12 @@ _PACKETS: Final = {
     "OFFER": "{address} offered to {client}",
     "REQUEST": "{client} asks for {address}",
     "ACK": "{address} given to {client}",
-    "NAK": "{client} was refused its address",
+    "NAK": "{client} was refused the address it asked for",
     "PXE": "{client} told where to boot from; another server gives the address",
 }
+
+# What dnsmasq says when a client takes the offer of another server.
+_ANOTHERS: Final = "server-ID"
 
 
 def dhcp_line(event: DhcpEvent, at: datetime) -> Event | None:
@@ -35,6 +38,8 @@ def dhcp_line(event: DhcpEvent, at: datetime) -> Event | None:
         # Why nothing is offered, such as `no address available`; never what the client said.
         detail["trouble"] = printable(event.text)
         text += f": {detail['trouble']}"
+        if _ANOTHERS in event.text:
+            detail["other_server"] = True
     return Event(at, "dhcp", f"{text} (DHCP {event.kind})", mac=event.mac, detail=detail)
 
 

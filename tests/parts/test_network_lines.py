@@ -169,7 +169,7 @@ def test_names_from_the_network_are_cut_and_printable() -> None:
     [
         ("OFFER", "10.77.0.101 offered to the iPXE (DHCP OFFER)"),
         ("ACK", "10.77.0.101 given to the iPXE (DHCP ACK)"),
-        ("NAK", "the iPXE was refused its address: wrong network (DHCP NAK)"),
+        ("NAK", "the iPXE was refused the address it asked for: wrong network (DHCP NAK)"),
         ("RELEASE", None),
         ("BOOTFILE", None),
     ],

@@ -1,4 +1,5 @@
-"""A rack that is switched on at once: every host gets an address of its own, and soon."""
+"""What many hosts, and many servers, make of DHCP: a rack that is switched on at once gets its
+addresses soon, and a host that took another server's offer is noticed."""
 
 import json
 import select
@@ -10,8 +11,11 @@ import time
 from typing import Final
 
 from provisioner.netboot.dhcp import DhcpMode
+from provisioner.netboot.dnsmasq import DhcpClient, DhcpEvent
+from provisioner.netboot.network_lines import dhcp_line
 
 from .netboot_network import BIOS, network, our_dhcp, packet_of
+from .stores import NOW
 
 # The range of the test's network holds 101 addresses.
 HOSTS: Final = 90
@@ -23,30 +27,52 @@ PATIENCE_S: Final = 30.0
 
 _PROGRAM: Final = """
 import sys
-from tests.parts.test_dhcp_burst import a_rack_asks
+from tests.parts.test_dhcp_many import a_rack_asks
 a_rack_asks(int(sys.argv[1]))
 """
 
 
-def packet(host: int, kind: int, offered: bytes = b"") -> bytes:
+_TAKES_ANOTHERS: Final = """
+from tests.parts.test_dhcp_many import takes_the_offer_of_another
+takes_the_offer_of_another()
+"""
+
+
+def packet(host: int, kind: int, offered: bytes = b"", server: str = "10.77.0.1") -> bytes:
     """Return what the host of this number sends: with its own transaction and MAC."""
     plain = bytearray(packet_of(BIOS, kind=kind))
     plain[4:8] = struct.pack("!I", host)
     plain[28:34] = bytes.fromhex(f"5254007801{host:02x}")
     if offered:
         assert plain[-1] == 255
-        server = socket.inet_aton("10.77.0.1")
-        plain[-1:] = bytes([50, 4]) + offered + bytes([54, 4]) + server + b"\xff"
+        chosen = bytes([50, 4]) + offered + bytes([54, 4]) + socket.inet_aton(server)
+        plain[-1:] = chosen + b"\xff"
     return bytes(plain)
 
 
-def a_rack_asks(hosts: int) -> None:
-    """Runs inside a namespace: prints the address and the seconds of each host, as JSON."""
+def client_socket() -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     sock.bind(("", 68))
+    return sock
+
+
+def takes_the_offer_of_another() -> None:
+    """Runs inside a namespace: asks, and takes what a server at 10.77.0.2 is said to offer."""
+    sock = client_socket()
+    sock.settimeout(10)
+    sock.sendto(packet(1, DISCOVER), ("255.255.255.255", 67))
+    sock.recv(2048)
+    taken = packet(1, REQUEST, socket.inet_aton("10.77.0.55"), "10.77.0.2")
+    sock.sendto(taken, ("255.255.255.255", 67))
+    sock.recv(2048)
+
+
+def a_rack_asks(hosts: int) -> None:
+    """Runs inside a namespace: prints the address and the seconds of each host, as JSON."""
+    sock = client_socket()
     began_at, sent_at = time.monotonic(), 0.0
     waits: dict[int, bytes] = {host: packet(host, DISCOVER) for host in range(1, hosts + 1)}
     got: dict[int, tuple[str, float]] = {}
@@ -75,3 +101,14 @@ def test_field_18_a_rack_that_is_switched_on_at_once_exhausts_no_dhcp() -> None:
         got = json.loads(done.stdout)
         assert len({address for address, _ in got}) == HOSTS
         assert max(seconds for _, seconds in got) < PATIENCE_S / 2
+
+
+def test_a_host_that_takes_the_offer_of_another_server_is_noticed() -> None:
+    with network() as net, our_dhcp(net, DhcpMode.FULL) as dhcp:
+        subprocess.run(net.site.python(_TAKES_ANOTHERS), timeout=60, check=True)
+        (refused,) = (event for event in dhcp.events() if event["kind"] == "NAK")
+    event = DhcpEvent("NAK", str(refused["mac"]), None, str(refused["text"]), DhcpClient.FIRMWARE)
+    line = dhcp_line(event, NOW)
+    assert line is not None
+    assert line.detail["other_server"], line
+    assert refused["client"] == "firmware"

@@ -312,7 +312,7 @@ def _tell_failures(operations: Sequence[Operation]) -> None:
             show_error(
                 error_from(0, {"host": one["host"], **error, "detail": error.get("message")})
             )
-            click.echo(f"  look at:  provisioner host events {one['host']}", err=True)
+            click.echo(f"  look at:  provisioner why {one['host']}", err=True)
             if (follows := what_follows(one)) is not None:
                 click.echo(clean(f"  next:     {follows}"), err=True)
             if (way := way_out(one)) is not None:

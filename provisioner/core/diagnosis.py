@@ -23,7 +23,7 @@ POST_PATIENCE: Final = timedelta(minutes=4)
 # From one sign of a netboot to the next.
 NETBOOT_PATIENCE: Final = timedelta(minutes=1)
 # Agents report every few seconds.
-AGENT_PATIENCE: Final = timedelta(seconds=30)
+AGENT_PATIENCE: Final = timedelta(minutes=1)
 # POST once more, and the first start of a system.
 BOOT_PATIENCE: Final = timedelta(minutes=6)
 # The worker looks at the queue every second.

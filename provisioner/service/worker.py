@@ -358,5 +358,5 @@ def overdue_error(
         "host": host.name,
         "expected": expected,
         "found": found,
-        "hint": f"{hint} (provisioner host events {host.name})",
+        "hint": f"{hint} (provisioner why {host.name})",
     }

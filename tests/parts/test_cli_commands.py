@@ -202,7 +202,7 @@ def test_waiting_tells_every_phase_and_why_it_failed(cli: Cli, site: Site) -> No
     done = cli("reimage", "r1n1", "--release", "tiny@1", *once, exit_code=4)
     thread.join()
     assert "r1n1 failed: " in done.stderr
-    assert "provisioner host events r1n1" in done.stderr
+    assert "provisioner why r1n1" in done.stderr
     assert done.stdout.splitlines()[0].split()[:2] == ["HOST", "RELEASE"]
     assert "failed" in done.stdout.splitlines()[1]
 

@@ -229,7 +229,7 @@ def test_what_an_agent_says_is_the_cause(
 def test_an_agent_that_falls_silent(agent: Agent, site: Site) -> None:
     agent.until(Phase.WRITING)
     agent.progress(done_bytes=30, total_bytes=120)
-    site.clock.pass_(31)
+    site.clock.pass_(61)
     assert cause(site) == "agent_silent"
     site.pass_(timedelta(minutes=4))
     found = site.why.ask("r1n1").diagnosis

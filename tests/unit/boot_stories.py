@@ -192,8 +192,8 @@ STORIES: list[tuple[str, Facts]] = [
     ("agent_silent", ended_by("preparing_timed_out", Phase.PREPARING)),
     ("agent_silent", ended_by("writing_timed_out", Phase.WRITING)),
     ("agent_silent", ended_by("verifying_timed_out", Phase.VERIFYING)),
-    ("agent_silent", under_way(Phase.WRITING, 131, **heard(100))),
-    ("agent_works", under_way(Phase.WRITING, 129, **heard(100))),
+    ("agent_silent", under_way(Phase.WRITING, 161, **heard(100))),
+    ("agent_works", under_way(Phase.WRITING, 159, **heard(100))),
     ("agent_works", under_way(Phase.VERIFYING, 500)),
     # --- the new system
     ("wrong_disk", ended_by("wrong_disk", Phase.BOOTING)),

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from provisioner.netboot.tftp import TftpEvent
 
 NAMES: Final = ("api", "boot", "tftp", "dhcp", "worker")
-# dhcp asks it which hosts have Secure Boot on.
+# dhcp asks it which hosts have Secure Boot on. tftp serves without it, and only loses the lines
+# that it would write into timelines.
 NEED_DATABASE: Final = frozenset({"api", "boot", "dhcp", "worker"})
 
 # Worker processes and threads of each listener.

@@ -22,6 +22,7 @@ import structlog
 from .core.contracts import Bmc, BmcPool, EffectWorker, Outgoing, Store, Tx
 from .core.model import BmcAddress, BootDevice, PowerState
 from .errors import ConfigError
+from .imaging.blobs import FileBlobs
 from .service.sightings import Mark, MarkFile
 
 log = structlog.get_logger(__name__)
@@ -51,6 +52,14 @@ class Point(StrEnum):
     # The note of how far the audit log has come, a file beside the database.
     MARK_BEFORE = "mark.before"
     MARK_AFTER = "mark.after"
+    # A blob of the release archive: a chunk, a manifest, a name. `place` is the renaming of what
+    # is written and synced already.
+    WRITE_BEFORE = "blob.write.before"
+    WRITE_AFTER = "blob.write.after"
+    PLACE_BEFORE = "blob.place.before"
+    PLACE_AFTER = "blob.place.after"
+    DELETE_BEFORE = "blob.delete.before"
+    DELETE_AFTER = "blob.delete.after"
 
 
 Reach = Callable[[Point], None]
@@ -263,3 +272,23 @@ class WatchedMarkFile(MarkFile):
     def write(self, mark: Mark) -> None:
         with _around(self._reach, Point.MARK_BEFORE, Point.MARK_AFTER):
             super().write(mark)
+
+
+class WatchedFileBlobs(FileBlobs):
+    """The archive's files, with a failpoint on either side of each write, rename and removal."""
+
+    def __init__(self, root: Path, reach: Reach) -> None:
+        super().__init__(root)
+        self._reach = reach
+
+    def write(self, name: str, data: bytes) -> None:
+        with _around(self._reach, Point.WRITE_BEFORE, Point.WRITE_AFTER):
+            super().write(name, data)
+
+    def place_whole(self, temporary: Path, target: Path) -> None:
+        with _around(self._reach, Point.PLACE_BEFORE, Point.PLACE_AFTER):
+            super().place_whole(temporary, target)
+
+    def delete(self, name: str) -> None:
+        with _around(self._reach, Point.DELETE_BEFORE, Point.DELETE_AFTER):
+            super().delete(name)

@@ -127,13 +127,15 @@ def trust_policy(
     )
 
 
-def blobs_of(settings: Settings) -> Blobs:
+def blobs_of(settings: Settings, reach: Reach | None = None) -> Blobs:
     """Return where releases are kept: files below data_dir, or the configured bucket."""
+    from .failpoints import WatchedFileBlobs
     from .imaging.blobs import FileBlobs
 
     chosen, s3 = settings.releases, settings.keys.s3
     if s3 is None:
-        return FileBlobs(settings.data_dir)
+        root = settings.data_dir
+        return FileBlobs(root) if reach is None else WatchedFileBlobs(root, reach)
     from .imaging.s3_blobs import S3Blobs, S3Place
 
     return S3Blobs(
@@ -147,12 +149,12 @@ def blobs_of(settings: Settings) -> Blobs:
     )
 
 
-def archive_of(settings: Settings) -> Archive:
+def archive_of(settings: Settings, reach: Reach | None = None) -> Archive:
     """Return the release archive, trusted by the site's policy."""
     from .imaging.archive import Archive
 
     lock_file = settings.data_dir / ARCHIVE_LOCK
-    return Archive(blobs_of(settings), trust_policy(settings), lock_file)
+    return Archive(blobs_of(settings, reach), trust_policy(settings), lock_file)
 
 
 def build(settings: Settings, reach: Reach | None = None) -> Service:
@@ -212,7 +214,7 @@ def build(settings: Settings, reach: Reach | None = None) -> Service:
         mark_file = WatchedMarkFile(settings.data_dir / HIGH_WATER, reach)
         store, pool = WatchedStore(store, reach), WatchedPool(pool, reach)
     agent_ca = settings.keys.agent_tls_pem.read_text()
-    archive = archive_of(settings)
+    archive = archive_of(settings, reach)
     addresses = addresses_of(settings)
     timeline = Timeline(store)
 

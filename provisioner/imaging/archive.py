@@ -174,9 +174,16 @@ class Archive:
 
     def find(self, image: str, version: str) -> Manifest | None:
         """Return the release of this name, if there is one."""
+        digest = self.digest_under(name_of(image, version))
         try:
-            digest = self.blobs.read(name_of(image, version), _DIGEST_BYTES).decode("ascii")
-            return self.load(digest)
+            return None if digest is None else self.load(digest)
+        except NotFound:
+            return None
+
+    def digest_under(self, name: str) -> str | None:
+        """Return for which release a name stands, which may be gone; None for no such name."""
+        try:
+            return self.blobs.read(name, _DIGEST_BYTES).decode("ascii")
         except NotFound:
             return None
 

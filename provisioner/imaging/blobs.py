@@ -86,9 +86,7 @@ class FileBlobs:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            _make_folder(target.parent)
-            temporary.rename(target)
-            _sync_folder(target.parent)
+            self.place_whole(temporary, target)
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -98,6 +96,12 @@ class FileBlobs:
                 f"the disk filled up while {name} was written to {self.root}",
                 hint="free some space and try again; nothing was left behind",
             ) from error
+
+    def place_whole(self, temporary: Path, target: Path) -> None:
+        """Let a file that is written and synced appear under its name."""
+        _make_folder(target.parent)
+        temporary.rename(target)
+        _sync_folder(target.parent)
 
     def size(self, name: str) -> int | None:
         try:

@@ -15,6 +15,7 @@ from provisioner.imaging.archive import MANIFEST, Archive, folder_of
 
 _CHUNKS: Final = "chunks/"
 _RELEASES: Final = "releases/"
+_NAMES: Final = "names/"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def collect(
 
     keep is asked for the digests under the archive's lock, so that a release that is being
     published is either seen whole or not begun. A removed release loses its manifest first:
-    a kill in the middle leaves files and chunks of no release, which the next run removes.
+    a kill in the middle leaves files, names and chunks of no release, which the next run removes.
     By whom a kept release is signed does not matter here.
 
     Raises Conflict while somebody publishes, and when a release to keep cannot be read:
@@ -49,7 +50,11 @@ def collect(
         needed: set[str] = set()
         for digest in kept & set(found):
             needed |= _needed(archive, digest)
-        removed = [*_files_of(archive, gone), *_leftovers(archive, found)]
+        removed = [
+            *_files_of(archive, gone),
+            *_leftovers(archive, found),
+            *_names_of_none(archive, kept & set(found)),
+        ]
         chunks = [
             (name, size)
             for name, size in archive.blobs.sizes(_CHUNKS)
@@ -85,3 +90,9 @@ def _leftovers(archive: Archive, digests: list[str]) -> list[tuple[str, int]]:
     """Return the files of releases without a manifest, which nobody publishes now."""
     whole = set(digests)
     return [one for one in archive.blobs.sizes(_RELEASES) if one[0].split("/")[1] not in whole]
+
+
+def _names_of_none(archive: Archive, kept: set[str]) -> list[tuple[str, int]]:
+    """Return the names that stand for no release any more."""
+    found = archive.blobs.sizes(_NAMES)
+    return [one for one in found if archive.digest_under(one[0]) not in kept]

@@ -120,7 +120,8 @@ def test_every_point_is_passed_by_somebody() -> None:
     ours = {
         f"{what}.{when}" for what in ("commit", "effect", "feedback", "mark") for when in POINT_ENDS
     }
-    assert {str(point) for point in Point} == bmc | ours
+    blobs = {f"blob.{what}.{when}" for what in ("write", "place", "delete") for when in POINT_ENDS}
+    assert {str(point) for point in Point} == bmc | ours | blobs
 
 
 POINT_ENDS: Final = ("before", "after")

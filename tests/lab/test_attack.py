@@ -141,7 +141,7 @@ def test_of_a_host_and_its_twin_neither_gets_past(attack: Attack, tell: Tell) ->
     assert host_of(site, ONE)["operation"] is None, "nothing starts it again by itself"
 
 
-def test_what_was_heard_on_the_wire_opens_nothing(attack: Attack, tell: Tell) -> None:
+def test_field_20_what_was_heard_on_the_wire_opens_nothing(attack: Attack, tell: Tell) -> None:
     """A flooded switch lets the attacker hear the boot script, and so the ticket, of a host."""
     site = attack.site
     be_a_hub(site, hub=True)

@@ -52,7 +52,8 @@ def obey(port: int, order: dict[str, Any]) -> None:
         result = {"result": ACTIONS[name](**order)}
     except Exception as error:  # noqa: BLE001 - the top of a server: tell, and live on
         result = {"error": f"{type(error).__name__}: {error}"}
-    say(f"{name}: {json.dumps(result)}")
+    if name != "reveal":
+        say(f"{name}: {json.dumps(result)}")
     answer(port, result)
 
 
@@ -292,6 +293,8 @@ ACTIONS: Final[dict[str, Any]] = {
     "claim": claim,
     "fetch": fetch,
     "heard": lambda: heard,
+    # To be searched for; not said on the console.
+    "reveal": lambda: kept["mine"],
     "rogue": rogue,
     "sniff": sniff,
     "starve": starve,

@@ -19,7 +19,7 @@ from provisioner.lab.site import PROFILE, Site, lab_profile
 from provisioner.service.chance import Derived
 from tests.lab.attacker import Attacker, Twin
 from tests.lab.capture import Capture, segments_in, texts_in
-from tests.lab.sites import MIB, OLD_SYSTEM, TABLE_BYTES, deploy, timeline
+from tests.lab.sites import MIB, TABLE_BYTES, deploy, timeline
 from tests.parts.test_canaries import leaks
 
 DISK_MIB: Final = 160
@@ -112,16 +112,18 @@ def audit_rows(site: Site, action: str, operation: str) -> list[Json]:
 
 def is_reported(attack: Attack, name: str, operation: str) -> float:
     """Check that a contest is in the audit log and in the host's timeline, and return when it
-    came into the log."""
+    was in both."""
     site = attack.site
     with site.client() as client:
         rows = [row for row in client.audit(limit=1000) if row["action"] == "ticket_contested"]
+        events = client.host_events(name, limit=1000)
         assert client.verify_audit() > 0
+    lines = [one for one in events if one["text"].startswith("ticket_contested: ")]
     assert rows, timeline(site, name)
-    assert has_line(site, name, operation, "ticket_contested: ")
-    row = max(rows, key=lambda row: row["at"])
-    assert row["subject"] == name
-    return datetime.fromisoformat(row["at"]).timestamp()
+    assert lines, timeline(site, name)
+    assert rows[-1]["subject"] == name
+    assert lines[-1]["operation"] == operation
+    return max(datetime.fromisoformat(one["at"]).timestamp() for one in (rows[-1], lines[-1]))
 
 
 def last_connection(attack: Attack, address: str, before: float, after: float) -> float:
@@ -145,9 +147,9 @@ def no_seed_left(attack: Attack, name: str, operation: str) -> None:
 
 
 def cannot_boot(disk: Path) -> None:
-    """There is no partition table, or that of the old system, and no seed."""
+    """There is no partition table on it, and no seed."""
     data = disk.read_bytes()
-    assert data[:TABLE_BYTES].strip(b"\0") == b"" or OLD_SYSTEM.encode() in data[:512]
+    assert not data[:TABLE_BYTES].strip(b"\0")
     assert CANARY.encode() not in data
 
 
@@ -181,7 +183,8 @@ def assert_nothing_leaked(attack: Attack) -> None:
     wires: dict[str, str | bytes] = {}
     for file in (attack.captures[0].file, attack.captures[1].file, *_captures_of(attack)):
         wires |= dict(texts_in(file))
-    for file in (attack.attacker.console, *(Path(twin.host.console) for twin in attack.twins)):
+    hosts = (*site.lab.hosts, *(twin.host for twin in attack.twins))
+    for file in (attack.attacker.console, *(Path(host.console) for host in hosts)):
         wires[str(file)] = file.read_bytes() if file.exists() else b""
     kept = {name: text for name, text in attack.secrets.items() if name not in tickets}
     assert leaks(kept, wires) == []

@@ -162,8 +162,13 @@ class Twin:
                 first="network",
                 accel=self._site.lab.accel,
                 qmp_handle=theirs.fileno(),
+                tap_handle=0,
                 disks=self.host.disks,
             )
+            # The lab hands its hosts their ports open; this one opens its own, in the lab's
+            # network.
+            port = f"tap,id=net0,ifname={self.host.tap},script=no,downscript=no"
+            command[command.index("tap,id=net0,fd=0")] = port
             command += ["-object", f"filter-dump,id=dump0,netdev=net0,file={self.capture}"]
             with (self._directory / "qemu.log").open("wb") as log:
                 self._process = subprocess.Popen(

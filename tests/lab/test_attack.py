@@ -16,6 +16,7 @@ import pytest
 from provisioner.core.model import Json
 from provisioner.imaging.ramdisk import ramdisks_in
 from provisioner.lab import LabHost
+from provisioner.lab.site import Site
 from tests.lab.attack_site import (
     DISK_MIB,
     Attack,
@@ -111,7 +112,7 @@ def test_of_a_host_and_its_twin_neither_gets_past(attack: Attack, tell: Tell) ->
     """Another machine with the host's MAC, UUID and serial boots from the network as the host
     does, with the host's own ticket, and with a disk that says it is the host's."""
     site, victim = attack.site, attack.site.lab.host(ONE)
-    before, start = disk_digest(disk_path(site, ONE)), len(spoken(site, ONE))
+    before, start = disk_digest(disk_path(site, ONE)), len(site.lab.console(ONE))
     twin = Twin(site, victim, attack.directory / "twin")
     attack.twins.append(twin)
 
@@ -139,11 +140,13 @@ def test_of_a_host_and_its_twin_neither_gets_past(attack: Attack, tell: Tell) ->
     no_seed_left(attack, ONE, operation)
     cannot_boot(Path(twin.disk.path))
     assert host_of(site, ONE)["operation"] is None, "nothing starts it again by itself"
+    assert why(site, ONE) == "ticket_contested"
 
 
 def test_field_20_what_was_heard_on_the_wire_opens_nothing(attack: Attack, tell: Tell) -> None:
     """A flooded switch lets the attacker hear the boot script, and so the ticket, of a host."""
     site = attack.site
+    before, start = disk_digest(disk_path(site, ONE)), len(site.lab.console(ONE))
     be_a_hub(site, hub=True)
     try:
         attack.attacker.begins("sniff", limit_s=STEP_LIMIT.total_seconds() / 3)
@@ -166,15 +169,26 @@ def test_field_20_what_was_heard_on_the_wire_opens_nothing(attack: Attack, tell:
     tell(f"the attacker's claim was reported after {told_at - asked_at:.3f} s")
     assert 0 <= told_at - asked_at < CONTEST_LIMIT_S
     assert reached(site, operation, "failed")["error"]["code"] == "ticket_contested"
+    assert why(site, ONE) == "ticket_contested"
 
     replays(attack, ONE, ticket)
-    says(site, ONE, "FAILED", start=0)
-    time.sleep(HEARTBEAT_S)
+    # Before its permission the host is sent back to its disk, after it the agent has to stop.
+    until("the host stops", lambda: stopped(spoken(site, ONE, start)), STEP_LIMIT)
     after = disk_digest(disk_path(site, ONE))
-    cannot_boot(disk_path(site, ONE))
+    if after != before:
+        cannot_boot(disk_path(site, ONE))
     time.sleep(HEARTBEAT_S)
     assert disk_digest(disk_path(site, ONE)) == after, "nothing more is written"
     no_seed_left(attack, ONE, operation)
+
+
+def stopped(said: str) -> bool:
+    return "FAILED" in said or OLD_SYSTEM in said
+
+
+def why(site: Site, name: str) -> str:
+    with site.client() as client:
+        return str(client.why(name)["cause"])
 
 
 def replays(attack: Attack, name: str, ticket: str) -> None:
@@ -224,6 +238,8 @@ def test_a_stolen_token_gets_no_second_seed_and_nothing_when_it_is_over(attack: 
     operation = begun(attack, TWO)
     hello = attack.attacker.result()
     assert hello["status"] == 200
+    _, chance, mac = attack.attacker.does("reveal").rsplit(".", 2)
+    attack.secrets |= {"agent token": chance, "agent token's code": mac}
     body = {"generation": hello["generation"]}
     assert attack.calls("/agent/v1/seed", body, "mine")["status"] == 403, "before it may write"
     disk = {key: attack.papers(TWO)["inventory"]["disks"][0][key] for key in ("name", "serial")}
@@ -258,8 +274,8 @@ def test_a_rogue_dhcp_server_gets_a_host_and_nothing_else(attack: Attack, tell: 
     """The attacker takes every address that our DHCP has, and then answers the host itself: it
     gives it a boot script that sends our own ramdisk to the attacker's own service."""
     site, host = attack.site, attack.site.lab.host(THREE)
-    before, start = disk_digest(disk_path(site, THREE)), len(spoken(site, THREE))
-    restart_with(site, {"limits": {**LIMITS, "netbooting_s": 35}})
+    before, start = disk_digest(disk_path(site, THREE)), len(site.lab.console(THREE))
+    restart_with(site, {"limits": {**LIMITS, "netbooting_s": 45}})
     ramdisk = ramdisks_in(site.settings.data_dir / "ramdisks")[0].name
     assert attack.attacker.does("starve", count=20) > 0
     script = ROGUE_SCRIPT.format(files=f"{site.settings.boot.url}/ramdisks/{ramdisk}", own=ADDRESS)
@@ -279,6 +295,8 @@ def test_a_rogue_dhcp_server_gets_a_host_and_nothing_else(attack: Attack, tell: 
     assert any(line.startswith("TLS refused") for line in heard), "its key is not the pinned one"
     assert not [line for line in heard if line.startswith("TLS said")]
     no_seed_left(attack, THREE, operation)
+    assert has_line(site, THREE, operation, "takes an address of another DHCP server")
+    assert why(site, THREE) == "another_dhcp_server"
     assert not has_line(site, THREE, operation, "agent says hello")
     assert not has_line(site, THREE, operation, "may write")
     site.lab.power(THREE, "off")

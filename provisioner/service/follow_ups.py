@@ -92,13 +92,14 @@ def settled(
     operation = replace(operation, follow_up=kept, follow_up_at=decided.at)
     if decided.what is Next.QUARANTINE:
         host = replace(host, quarantine_reason=decided.why)
-        effects = _in_quarantine(effects, operation, policy)
+        effects = in_quarantine(effects, operation, policy)
     return Ending(operation, host, effects, decided, is_blamed)
 
 
-def _in_quarantine(
+def in_quarantine(
     effects: tuple[Effect, ...], operation: Operation, policy: Policy
 ) -> tuple[Effect, ...]:
+    """Return what is wished for at the end of an operation whose host is quarantined."""
     # What stands on its disk is not started again: only the network boot is cleared.
     wished: tuple[Effect, ...] = tuple(
         SetNextBoot(BootDevice.DISK) if isinstance(effect, ReturnToDisk) else effect

@@ -25,7 +25,7 @@ from provisioner.core.recovery import FollowUp, OnQuarantine, Policy, called_off
 
 from .chance import Derived, digest_of, new_token
 from .facts import GuardFacts
-from .follow_ups import RECOVERY, Ending, drop, ended, facts_of, record, settled
+from .follow_ups import RECOVERY, Ending, drop, ended, facts_of, in_quarantine, record, settled
 
 # Beyond these events lies what cannot be taken back. Only the guard makes the permits.
 _NEEDS: Final[Mapping[E, type[TicketPermit] | type[WritePermit]]] = {
@@ -108,6 +108,8 @@ class Transitions:
             step = replace(
                 step, operation=ending.operation, host=ending.host, effects=ending.effects
             )
+        elif step.operation.is_final and self._goes_off_again(step):
+            step = replace(step, effects=in_quarantine(step.effects, step.operation, self._policy))
         tx.save_operation(step.operation)
         if step.host != host:
             tx.save_host(step.host)
@@ -125,6 +127,11 @@ class Transitions:
         if step.operation.is_final:
             self._close(tx, step)
         return step
+
+    def _goes_off_again(self, step: Step) -> bool:
+        """Say whether a quarantined host was only looked at, and is off for its quarantine."""
+        is_off = self._policy.on_quarantine is OnQuarantine.POWER_OFF
+        return is_off and step.host.quarantine_reason is not None and bool(step.effects)
 
     def _close(self, tx: Tx, step: Step) -> None:
         """Take back what an operation that has ended had permitted, and count its failure."""

@@ -116,6 +116,20 @@ def test_a_first_deployment_that_fails_for_good_ends_in_quarantine_switched_off(
     assert chain(request(site, "tiny@1"))[:3] == ("request", 1, 3)
 
 
+def test_a_quarantined_host_that_somebody_has_inspected_is_switched_off_again(site: Site) -> None:
+    site.add_host()
+    fail(site, request(site, "tiny@1", attempts=1))
+    inspection = site.operations.request_inspection("r1n1", actor=ACTOR)
+    site.worker.start_queued()
+    site.perform()
+    assert site.bmc().is_on
+    Agent(site).boots().hello()
+    site.perform()
+    assert site.phase(inspection) is Phase.SUCCEEDED
+    assert site.hosts.show("r1n1").quarantine_reason is not None
+    assert not site.bmc().is_on
+
+
 def test_a_host_that_was_never_written_keeps_its_system_and_its_place(site: Site) -> None:
     good = running(site)
     operation = request(site, "tiny@2")

@@ -17,6 +17,7 @@ from .report import be_quiet, story_of
 from .world import Outcome, simulate
 
 RUNS_DEFAULT: Final = 400
+TOLD_EVERY: Final = 200
 SEED_MAX: Final = 1_000_000_000
 
 
@@ -59,6 +60,8 @@ def run_many(first: int, runs: int, workers: int) -> int:
         if outcome.broken is not None:
             _say(story_of(outcome))
             return 1
+        if done % TOLD_EVERY == 0:
+            _say(f"{done} runs, {reimages} reimages, and nothing was broken")
     seconds = time.monotonic() - began
     _say(f"{done} runs, {reimages} reimages, {sum(faults.values())} faults in {seconds:.1f} s")
     _say(f"faults per reimage: {sum(faults.values()) / max(reimages, 1):.1f}")

@@ -1,5 +1,5 @@
-"""One batch of reimages, and what it has to have seen. Two files of tests share them, so that
-they run side by side."""
+"""One batch of reimages, and what it has to have seen. Eight of them are two thousand; four
+files of tests share them, so that they run side by side."""
 
 from collections import Counter
 from typing import Any, Final
@@ -9,13 +9,12 @@ from provisioner.core.lifecycle import DEPLOYMENT
 from .report import story_of
 from .world import simulate
 
-BATCHES: Final = 8
 REIMAGES_PER_BATCH: Final = 250
 SEEDS_PER_BATCH: Final = 1000
 FAULTS_PER_REIMAGE: Final = 6.0
 # How much of the table of a deployment each batch has to walk. The rest are rows of events
 # that need two rare things at once.
-ROWS_SHARE_MIN: Final = 0.5
+ROWS_SHARE_MIN: Final = 0.45
 
 
 def check_batch(batch: int) -> None:
@@ -39,7 +38,7 @@ def check_batch(batch: int) -> None:
     assert seed < (batch + 1) * SEEDS_PER_BATCH, "the batches overlap"
     assert sum(faults.values()) / reimages >= FAULTS_PER_REIMAGE, faults
     # Faults that kept everything from going on would prove nothing.
-    assert ended["deployment succeeded"] > reimages / 3, ended
+    assert ended["deployment succeeded"] > reimages / 4, ended
     assert ended["deployment failed"], ended
     assert ended["deployment cancelled"], ended
     missing = [f"{phase} {event}" for phase, event in DEPLOYMENT if (phase, event) not in rows]

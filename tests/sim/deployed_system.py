@@ -15,7 +15,6 @@ BOOT_S: Final = (15.0, 60.0)
 FIRST_PAUSE_S: Final = 0.5
 PAUSE_MAX_S: Final = 30.0
 REPORT_EVERY_S: Final = 10.0
-SPENT: Final = "gone:"
 PATIENCE_S: Final = 24 * 3600.0
 
 
@@ -45,7 +44,7 @@ class DeployedSystem:
             except NoAnswer:
                 pass
             except Refused as refusal:
-                if str(refusal).startswith(SPENT):
+                if refusal.is_spent:  # it forgets its nonce, which is good no more
                     self._disk.is_reported = True
                     return
             else:

@@ -158,11 +158,11 @@ class Faults:
         host.troubles.next_post_s = self._world.chance.uniform(shortest_s, longest_s)
 
     def power_cut(self, host: SimHost) -> None:
-        host.switch_off()
         # Most come back by themselves when the power does.
         if self._world.chance.random() < 0.8:
-            self._world.scheduler.after(self._world.chance.uniform(1.0, 60.0), host.switch_on)
+            host.lose_power(self._world.chance.uniform(1.0, 60.0))
         else:
+            host.lose_power(None)
             host.troubled_until_s = self._world.now_s + 3600.0
 
     def kill(self) -> None:

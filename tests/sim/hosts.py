@@ -64,6 +64,7 @@ class SimHost:
         self.troubles = Troubles()
         self.bmc = SimBmc(world, self)
         self.is_on = False
+        self.stays_off = False  # also when its power comes back
         self.runs_from: SimDisk | None = None  # the disk of the system that is up
         # Until when its BMC or it itself is broken; 0 when it never was.
         self.troubled_until_s = 0.0
@@ -78,6 +79,7 @@ class SimHost:
     # Power.
 
     def switch_on(self) -> None:
+        self.stays_off = False
         if self.is_on:
             return
         self.is_on = True
@@ -85,7 +87,21 @@ class SimHost:
         self._machine = Group(f"{self.name} start {self._starts}")
         self.world.scheduler.spawn(f"{self.name} firmware", self._start, self._machine)
 
+    def lose_power(self, seconds: float | None) -> None:
+        """What a power cut does: it comes back after so many seconds, or not at all. A host
+        that is told meanwhile to be off stays off."""
+
+        def back() -> None:
+            if not self.stays_off:
+                self.switch_on()
+
+        self.switch_off()
+        self.stays_off = False
+        if seconds is not None:
+            self.world.scheduler.after(seconds, back)
+
     def switch_off(self) -> None:
+        self.stays_off = True
         if not self.is_on:
             return
         self.is_on, self.runs_from, self.writing = False, None, None

@@ -1,17 +1,11 @@
-"""What must always be true (DESIGN §1), each as one function with one sentence.
-
-A function is told what was just seen, and returns what is wrong with it, or None. It reads
-the world's own truth, and the rows of the last commit; it trusts nothing the service says.
-To add one, write it below with its decorator; `test_teeth.py` then asks for something broken
-that it finds.
-"""
+"""What must always be true of one operation and its host (DESIGN §1); `judging` says how each is
+written."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from provisioner.core.lifecycle import AGENT_SILENCE_LIMIT
 from provisioner.core.model import HostState, Kind, Phase
@@ -21,6 +15,7 @@ from provisioner.service.permissions import PERMISSION_S
 from provisioner.service.proof import REPORT_AGE_MAX
 from provisioner.service.worker import LOOK_LIMIT, OUTAGE, OUTAGE_GRACE
 
+from .judging import about
 from .observations import (
     AgentAnswered,
     BmcChanged,
@@ -30,7 +25,6 @@ from .observations import (
     DiskBooted,
     EffectBegan,
     Ended,
-    Observation,
     Permitted,
     SeedLeft,
     TimePassed,
@@ -39,9 +33,6 @@ from .observations import (
 
 if TYPE_CHECKING:
     from .world import World
-
-O = TypeVar("O")  # noqa: E741 # one kind of observation
-Judge = Callable[[Any, "World"], str | None]
 
 # A permission lasts PERMISSION_S from when its answer has arrived, and an agent waits for an
 # answer no longer than this; so that is how old one can be when it is used.
@@ -56,34 +47,6 @@ LOOK_AGE_MAX_S: Final = LOOK_LIMIT.total_seconds() + 10.0
 # And a little, for the round that is saved.
 HEARD_AGE_MAX_S: Final = REPORT_AGE_MAX.total_seconds() + 10.0
 WRITING: Final = (Phase.WRITING, Phase.VERIFYING)
-
-JUDGES: Final[dict[type, list[Judge]]] = {}
-
-
-def about(*kinds: type) -> Callable[[Judge], Judge]:
-    """Have a function asked about observations of these kinds."""
-
-    def register(judge: Judge) -> Judge:
-        for kind in kinds:
-            JUDGES.setdefault(kind, []).append(judge)
-        return judge
-
-    return register
-
-
-def names() -> list[str]:
-    """Return the names of all invariants."""
-    return sorted({judge.__name__ for judges in JUDGES.values() for judge in judges})
-
-
-def broken_by(saw: Observation, world: World) -> tuple[str, str] | None:
-    """Return the first invariant that does not hold, and what is wrong."""
-    for judge in JUDGES.get(type(saw), ()):
-        wrong = judge(saw, world) if judge.__name__ in world.judges else None
-        if wrong is not None:
-            return judge.__name__, wrong
-    return None
-
 
 # --- netboot ------------------------------------------------------------------------------
 
@@ -311,7 +274,7 @@ def one_effect_at_a_time_for_each_bmc(saw: EffectBegan, world: World) -> str | N
 @about(Ended)
 def an_untouched_host_is_given_back(saw: Ended, world: World) -> str | None:  # noqa: ARG001 # every judge is asked alike
     """A host whose last operation ended before its first write runs its own system again,
-    where neither its BMC nor it itself was broken meanwhile."""
+    where neither its BMC nor it itself was broken meanwhile, and it was never quarantined."""
     for host in world.hosts_to_reimage:
         mine = [
             one
@@ -320,6 +283,8 @@ def an_untouched_host_is_given_back(saw: Ended, world: World) -> str | None:  # 
         ]
         last = max(mine, key=lambda one: one.generation, default=None)
         if last is None or last.id in world.ledger.written or host.troubled_until_s > 0:
+            continue
+        if host.name in world.ledger.ever_quarantined:
             continue
         if any(disk.is_bootable for disk in host.disks) and host.runs_from is None:
             return f"{host.name} after {last.id}, {last.phase}: on {host.is_on}, runs nothing"

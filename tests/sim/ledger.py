@@ -3,13 +3,16 @@
 The database is read behind the service's back, right after each commit.
 """
 
+from __future__ import annotations
+
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from typing import Final
 
-from provisioner.core.model import FINAL, Phase
+from provisioner.core.model import FINAL, Kind, Phase
 
 from .database import Database
 from .scheduler import Scheduler
@@ -19,7 +22,10 @@ SELECT id, name, state, generation, release, is_protected, in_maintenance, quara
 FROM hosts"""
 _OPERATIONS: Final = """
 SELECT id, host_id, kind, phase, generation, release, deadline_at, rung,
-       json_extract(evidence, '$.healthy_since')
+       json_extract(evidence, '$.healthy_since'),
+       json_extract(evidence, '$.bmc_login_refused_at'), json_extract(error, '$.code'),
+       json_extract(pins, '$.cause'), json_extract(pins, '$.after'),
+       json_extract(follow_up, '$.what'), follow_up_at
 FROM operations"""
 _FINAL: Final = frozenset(phase.value for phase in FINAL)
 
@@ -38,8 +44,12 @@ class HostFacts:
     quarantine_reason: str | None
 
     @property
+    def is_flagged_by_hand(self) -> bool:
+        return bool(self.is_protected or self.in_maintenance)
+
+    @property
     def is_flagged(self) -> bool:
-        return bool(self.is_protected or self.in_maintenance or self.quarantine_reason)
+        return self.is_flagged_by_hand or bool(self.quarantine_reason)
 
 
 @dataclass(frozen=True)
@@ -55,10 +65,25 @@ class OperationFacts:
     deadline_at: str | None
     rung: int
     healthy_since: str | None
+    login_refused_at: str | None
+    error_code: str | None
+    cause: str | None
+    after: str | None  # the operation that this one follows by itself
+    follow_up: str | None  # what comes after this one: retry, rollback or quarantine
+    follow_up_at: str | None
 
     @property
     def is_open(self) -> bool:
         return self.phase not in _FINAL
+
+    @property
+    def is_started(self) -> bool:
+        return self.is_open and self.phase != Phase.QUEUED
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, and nothing is to come after it."""
+        return not self.is_open and self.follow_up_at is None
 
 
 @dataclass(frozen=True)
@@ -72,12 +97,29 @@ class Snapshot:
     def open_operations(self) -> tuple[OperationFacts, ...]:
         return tuple(one for one in self.operations.values() if one.is_open)
 
+    @cached_property
+    def to_follow(self) -> tuple[OperationFacts, ...]:
+        """Those that have ended, with something to come by itself."""
+        return tuple(one for one in self.operations.values() if one.follow_up_at is not None)
+
     def host_of(self, operation: OperationFacts) -> HostFacts:
         return self.hosts[operation.host_id]
 
+    def host_named(self, name: str) -> HostFacts:
+        return next(host for host in self.hosts.values() if host.name == name)
+
     def open_on(self, host_name: str) -> OperationFacts | None:
-        found = [one for one in self.open_operations if self.host_of(one).name == host_name]
-        return found[0] if found else None
+        return self._of(self.open_operations, host_name)
+
+    def to_follow_on(self, host_name: str) -> OperationFacts | None:
+        return self._of(self.to_follow, host_name)
+
+    def _of(self, among: tuple[OperationFacts, ...], host_name: str) -> OperationFacts | None:
+        return next((one for one in among if self.host_of(one).name == host_name), None)
+
+
+# An operation as it was before a commit, None for one that is new, and as it is.
+Change = tuple[OperationFacts | None, OperationFacts]
 
 
 @dataclass(frozen=True)
@@ -99,6 +141,7 @@ class Ledger:
         self._database = database
         self._scheduler = scheduler
         self._newest: Snapshot | None = None
+        self._changed: list[Change] | None = None
         self.before = Snapshot()
         self.grants: list[Grant] = []
         self.selected: set[str] = set()
@@ -106,6 +149,13 @@ class Ledger:
         self.secrets: set[str] = set()
         self.effects_begun: set[str] = set()
         self.written: set[str] = set()  # operations that wrote at least once
+        # Hosts, by id, that were written since their last success.
+        self.unproven: set[str] = set()
+        # Hosts, by name, whose quarantine a person has asked to lift.
+        self.released: set[str] = set()
+        self.permitted: set[str] = set()  # hosts, by id, that may have been written
+        self.ever_quarantined: set[str] = set()  # by name
+        self.starts_s: list[float] = []  # when an operation has left the queue
         # By operation: which disk carried the system that reported its nonce.
         self.reported_from: dict[str, str] = {}
         # By operation: when its new system was heard last.
@@ -116,7 +166,9 @@ class Ledger:
         self.ill_s: dict[str, float] = {}
         # Since when there is a service that runs, and a database that serves it.
         self.well_since_s = 0.0
+        self.committed_s = 0.0
         self.stuck_at_s: float | None = None
+        self.overdue_at_s: float | None = None
 
     @property
     def now(self) -> Snapshot:
@@ -132,7 +184,40 @@ class Ledger:
         """Note that the rows have changed; what they were stays in `before`."""
         if self._newest is not None:
             self.before = self._newest
-        self._newest, self.stuck_at_s = None, None
+        self._newest, self._changed = None, None
+        self.stuck_at_s, self.overdue_at_s = None, None
+        self.committed_s = self._scheduler.now_s
+        for before, one in self.changed:
+            if one.phase == Phase.WRITING:
+                self.permitted.add(one.host_id)
+            if one.phase == Phase.SUCCEEDED and one.kind == Kind.DEPLOYMENT:
+                self.unproven.discard(one.host_id)
+                self.permitted.discard(one.host_id)
+            if before is not None and before.phase == Phase.QUEUED and one.is_started:
+                self.starts_s.append(self.committed_s)
+        self.ever_quarantined |= {
+            host.name for host in self.now.hosts.values() if host.quarantine_reason
+        }
+
+    @property
+    def changed(self) -> list[Change]:
+        """The operations that the last commit has changed or made, as they were and are."""
+        if self._changed is None:
+            known = self.before.operations
+            pairs = ((known.get(key), one) for key, one in self.now.operations.items())
+            self._changed = [(before, one) for before, one in pairs if before != one]
+        return self._changed
+
+    def chain_of(self, operation: OperationFacts) -> list[OperationFacts]:
+        """Return an operation and those that it follows, the newest first."""
+        chain = [operation]
+        while chain[-1].after is not None:
+            chain.append(self.now.operations[chain[-1].after])
+        return chain
+
+    def note_write(self, operation_id: str) -> None:
+        self.written.add(operation_id)
+        self.unproven.add(self.now.operations[operation_id].host_id)
 
     @property
     def is_proving(self) -> bool:
@@ -141,13 +226,35 @@ class Ledger:
     @property
     def first_deadline_s(self) -> float:
         """When the first deadline of an open operation passes; infinity without one."""
-        dues = (self.deadline_s(one) for one in self.now.open_operations)
-        return min((due for due in dues if due is not None), default=float("inf"))
+        return self._first_s(one.deadline_at for one in self.now.open_operations)
+
+    @property
+    def first_follow_up_s(self) -> float:
+        """When the first of what follows by itself is due, where no operation is in its way."""
+        busy = {one.host_id for one in self.now.open_operations}
+        return self._first_s(
+            one.follow_up_at for one in self.now.to_follow if one.host_id not in busy
+        )
+
+    def _first_s(self, moments: Iterable[str | None]) -> float:
+        dues = (self._seconds_of(moment) for moment in moments if moment is not None)
+        return min(dues, default=float("inf"))
 
     def deadline_s(self, operation: OperationFacts) -> float | None:
-        if operation.deadline_at is None:
-            return None
-        return self._scheduler.seconds_of(datetime.fromisoformat(operation.deadline_at))
+        return None if operation.deadline_at is None else self._seconds_of(operation.deadline_at)
+
+    def _seconds_of(self, moment: str) -> float:
+        return self._scheduler.seconds_of(datetime.fromisoformat(moment))
+
+    def has_failed_on(self, host_id: str, release: str | None) -> bool:
+        """Return whether it is remembered that this release has failed on this host."""
+        query = "SELECT 1 FROM release_failures WHERE host_id = ? AND release = ?"
+        return bool(self._database.rows(query, host_id, release))
+
+    def breaker_is_open(self) -> bool:
+        query = """SELECT 1 FROM breaker WHERE opened_at IS NOT NULL
+                   AND (closed_at IS NULL OR closed_at < opened_at)"""
+        return bool(self._database.rows(query))
 
     def revoked(self, digest: str) -> bool:
         query = "SELECT 1 FROM releases WHERE digest = ? AND revoked_at IS NOT NULL"

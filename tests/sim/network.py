@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from provisioner.agent.client import API_TIMEOUT_S
 from provisioner.core.bootplan import BootPlan, BootRequest, LocalDisk, Ramdisk
 from provisioner.core.model import LocalBoot
-from provisioner.errors import ProvisionerError
+from provisioner.errors import Gone, ProvisionerError
 from provisioner.service.chance import digest_of
 
 from .ledger import Grant
@@ -38,7 +38,11 @@ class NoAnswer(Exception):
 
 
 class Refused(Exception):
-    """The service said no, for good."""
+    """The service said no, for good. `is_spent`: what was shown has ended."""
+
+    def __init__(self, why: str, *, is_spent: bool = False) -> None:
+        super().__init__(why)
+        self.is_spent = is_spent
 
 
 class Network:
@@ -162,7 +166,8 @@ class Network:
             except ProvisionerError as error:
                 is_passing = error.status >= SERVER_ERROR
                 why = f"{error.code}: {error.message}"
-                answer.give(error=NoAnswer(why) if is_passing else Refused(why))
+                no = Refused(why, is_spent=isinstance(error, Gone))
+                answer.give(error=NoAnswer(why) if is_passing else no)
             except Killed:
                 answer.give(error=NoAnswer("the connection broke"))
                 raise

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ACTOR: Final = "token:admin"
 LOOK_S: Final = (5.0, 15.0)
+BREAKER_LOOK_S: Final = (60.0, 400.0)
 TRIES_MAX: Final = 8
 
 
@@ -33,6 +34,7 @@ class Operators:
     def begin(self) -> None:
         """Have one person look after each host that is to be reimaged, and some others."""
         chance = self._world.chance
+        self._world.scheduler.spawn("closer", self._close_the_breaker, self._group)
         for host in self._world.hosts_to_reimage:
             self._have("owner", partial(self._look_after, host))
         if chance.random() < self._size.revoked_share:
@@ -58,8 +60,11 @@ class Operators:
                 self._have_it_looked_at(host)
             if chance.random() < self._size.restarted_share:
                 host.restart("by hand")
+            if chance.random() < self._size.released_share:
+                self._release(host)
             self._reimage(host)
-            self._wait_until_ended(host)
+            # Some ask for something else before what follows a failure has come.
+            self._wait_until_ended(host, is_patient=chance.random() < 0.9)
 
     def _have_it_looked_at(self, host: SimHost) -> None:
         """Request something that writes nothing."""
@@ -82,24 +87,49 @@ class Operators:
         for _ in range(TRIES_MAX):
             self._ask(_deploy(host.name, self._some_release(), options))
             # Whatever the answer was: a request whose answer was lost may have been heard.
+            if world.ledger.now.host_named(host.name).quarantine_reason:
+                return
             if world.ledger.now.open_on(host.name) is not None:
                 world.faults.plan_for(host)
-                if chance.random() < self._size.cancelled_share:
-                    self._have("canceller", partial(self._cancel_later, host.name))
+                self.consider(host)
                 return
             world.scheduler.sleep(chance.uniform(10.0, 60.0))
+
+    def consider(self, host: SimHost) -> None:
+        """Have a person perhaps change their mind about a reimage that has begun."""
+        if self._world.chance.random() < self._size.cancelled_share:
+            self._have("canceller", partial(self._cancel_later, host.name))
 
     def _cancel_later(self, name: str) -> None:
         self._world.scheduler.sleep(
             self._world.chance.uniform(0.0, self._world.chance.choice((10.0, 300.0)))
         )
-        operation = self._world.ledger.now.open_on(name)
+        now = self._world.ledger.now
+        operation = now.open_on(name) or now.to_follow_on(name)
         if operation is not None:
             self._ask(lambda to: to.operations.cancel(operation.id, actor=ACTOR))
 
-    def _wait_until_ended(self, host: SimHost) -> None:
-        while self._world.ledger.now.open_on(host.name) is not None:
-            self._world.scheduler.sleep(self._world.chance.uniform(*LOOK_S))
+    def _wait_until_ended(self, host: SimHost, *, is_patient: bool = True) -> None:
+        world = self._world
+        while world.ledger.now.open_on(host.name) is not None or (
+            is_patient and world.ledger.now.to_follow_on(host.name) is not None
+        ):
+            world.scheduler.sleep(world.chance.uniform(*LOOK_S))
+
+    def _release(self, host: SimHost) -> None:
+        """Lift the quarantine of a host, if there is one."""
+        ledger = self._world.ledger
+        if ledger.now.host_named(host.name).quarantine_reason:
+            ledger.released.add(host.name)
+            self._set_flag(host.name, "release_quarantine", True)
+
+    def _close_the_breaker(self) -> None:
+        """Have somebody look at the breaker now and then, for as long as the world lasts."""
+        world = self._world
+        while True:
+            world.scheduler.sleep(world.chance.uniform(*BREAKER_LOOK_S))
+            if world.ledger.breaker_is_open():
+                self._ask(lambda to: to.breakers.close("looked at it", actor=ACTOR))
 
     def _revoke_one(self) -> None:
         self._world.scheduler.sleep(self._world.chance.uniform(60.0, 900.0))

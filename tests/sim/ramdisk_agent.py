@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from provisioner.agent.client import PATIENCE_S, REPORT_PATIENCE_S
-from provisioner.agent.main import HELLO_PATIENCE_S, PAUSE_AFTER_FAILURE_S
+from provisioner.agent.main import HELLO_PATIENCE_S, PAUSE_AFTER_FAILURE_S, STAY
 from provisioner.agent.patience import FIRST_PAUSE_S, PAUSE_MAX_S
 from provisioner.agent.permission import RENEWAL_LIMIT_S
 from provisioner.agent.session import Session, parse_session
@@ -75,7 +75,10 @@ class RamdiskAgent:
         except (Stopped, ProvisionerError) as why:
             world.note(f"{host.name}: agent gives up: {why}")
             self._is_over = True
-            self._report("failed", {"code": "agent", "message": str(why)}, REPORT_PATIENCE_S)
+            said = {"code": "agent", "message": str(why)}
+            if self._report("failed", said, REPORT_PATIENCE_S).get("then") == STAY:
+                world.note(f"{host.name}: stays in the ramdisk")
+                world.scheduler.sleep(FOR_EVER_S)
             world.scheduler.sleep(PAUSE_AFTER_FAILURE_S)
         host.restart_soon("its agent is through")
 
@@ -105,11 +108,12 @@ class RamdiskAgent:
         call = self._world.network.agent_call
         return self._patiently(lambda: call(self._host, what, self._token, sent), patience_s)
 
-    def _report(self, what: str, body: dict[str, Any], patience_s: float) -> None:
+    def _report(self, what: str, body: dict[str, Any], patience_s: float) -> dict[str, Any]:
         try:
-            self._post(what, body, patience_s)
+            return self._post(what, body, patience_s)
         except Stopped as why:
             self._world.note(f"{self._host.name}: agent: {what} was not heard: {why}")
+            return {}
 
     def _patiently(self, ask: Callable[[], T], patience_s: float) -> T:
         """As `provisioner.agent.patience.keep_trying`: a refusal is final, silence is not."""

@@ -19,11 +19,11 @@ from provisioner.core.fleet import Rules
 from provisioner.core.lifecycle import E, Limits, Step
 from provisioner.core.model import Event, Json, OperationId, Secret
 from provisioner.core.profile import Check
-from provisioner.core.recovery import Policy
 from provisioner.errors import Unavailable
 from provisioner.service.agents import AgentSessions
 from provisioner.service.audit import Audit
 from provisioner.service.boot import BootService
+from provisioner.service.breaker import Breakers
 from provisioner.service.chance import Derived
 from provisioner.service.facts import GuardFacts
 from provisioner.service.health import Finding
@@ -52,9 +52,6 @@ MASTER_KEY: Final = bytes(range(32))
 BOOT_URL: Final = "http://10.77.0.1:8081"
 SOFT_SHUTDOWN: Final = timedelta(seconds=90)
 TICKET_LIFETIME: Final = timedelta(hours=1)
-# So few at once that some wait. The breaker stays closed: it is a person's to close again, and
-# the hosts here fail all the time.
-RULES: Final = Rules(in_flight_max=2, breaker_hosts_max=1000)
 # The real worker looks every 0.2 s, and most looks find nothing new. Here it looks soon after
 # something moved, every few seconds while health is checked, when a deadline has passed,
 # and often enough not to take its own rest for an outage.
@@ -79,11 +76,10 @@ class Parts:
     performer: type[Performer] = Performer
     worker: type[Worker] = Worker
     recovery: type[Recovery] = Recovery
-    # Each operation is judged alone: what follows a failure by itself has tests of its own.
-    policy: Policy = field(default_factory=lambda: Policy(is_automatic=False))
     effects: type[SimEffectWorker] = SimEffectWorker
     agent: type[RamdiskAgent] = RamdiskAgent
     limits: Limits = field(default_factory=Limits)
+    rules: Rules | None = None  # None: those of the world
     store: Callable[[Store], Store] = lambda store: store
     performer_store: Callable[[Store], Store] = lambda store: store
     pool: type[SimBmcPool] = SimBmcPool
@@ -156,8 +152,9 @@ class Ticking(threading.Event):
         limit_s = FOR_EVER_S
         if world.now_s - world.database_failed_s < TICK_IDLE_S:
             limit_s = TICK_PROVING_S[0]  # the last look may have failed
-        elif world.ledger.now.open_operations:
-            due_s = world.ledger.first_deadline_s - world.now_s
+        elif world.ledger.now.open_operations or world.ledger.now.to_follow:
+            first_s = min(world.ledger.first_deadline_s, world.ledger.first_follow_up_s)
+            due_s = first_s - world.now_s
             limit_s = due_s if 0.0 < due_s < TICK_IDLE_S else TICK_IDLE_S
         world.scheduler.wait(self._moved, limit_s)
         world.scheduler.sleep(chance.uniform(*TICK_SOON_S))
@@ -208,21 +205,13 @@ class ServiceProcess:
         sql = SqlStore(world.database.engine, SimEffectQueue(), PLAIN)
         self.store: Store = parts.store(HurriedStore(sql, world))
         derived = Derived(MASTER_KEY)
-        transitions = CountingTransitions(
-            clock,
-            derived,
-            parts.limits,
-            TICKET_LIFETIME,
-            new_key=lambda: world.new_name("fx"),
-            policy=parts.policy,
-            guard=GuardFacts(rules=RULES),
-        )
-        transitions.world = world
+        transitions = _transitions(world, parts, derived)
         pool, shelf, new_id = parts.pool(world), world.shelf, self._new_id
         self.operations = parts.operations(
             self.store, transitions, clock, shelf.newest, shelf, new_id
         )
         self.hosts = Hosts(self.store, pool, clock)
+        self.breakers = Breakers(self.store, clock)
         self.profiles = Profiles(self.store, clock)
         self.releases = Releases(self.store, shelf, clock, transitions)
         self.audit = Audit(self.store)
@@ -302,6 +291,20 @@ class ServiceProcess:
         self._world.note(f"effect {outgoing.key} ended with {error!r}")
         if not isinstance(error, Unavailable):
             self._world.saw(BugRaised(f"effect {outgoing.effect}", error))
+
+
+def _transitions(world: World, parts: Parts, derived: Derived) -> Transitions:
+    made = CountingTransitions(
+        world.scheduler.clock,
+        derived,
+        parts.limits,
+        TICKET_LIFETIME,
+        new_key=lambda: world.new_name("fx"),
+        policy=world.policy,
+        guard=GuardFacts(rules=parts.rules or world.rules),
+    )
+    made.world = world
+    return made
 
 
 class _Watched:

@@ -1,6 +1,6 @@
-"""Two thousand reimages with six faults each, and no invariant is ever broken: the first half.
+"""Two thousand reimages with six faults each, and no invariant is ever broken: the first quarter.
 
-`test_simulation_more.py` is the other.
+`test_simulation_second.py` and so on are the others: files of their own, to run side by side.
 """
 
 import os
@@ -11,16 +11,14 @@ from typing import Final
 
 import pytest
 
-from tests.sim.batches import BATCHES, check_batch
+from tests.sim.batches import check_batch
 from tests.sim.world import simulate
-
-pytestmark = pytest.mark.soak
 
 PROJECT: Final = Path(__file__).parents[2]
 WAIT_LIMIT_S: Final = 300
 
 
-@pytest.mark.parametrize("batch", range(0, BATCHES, 2))
+@pytest.mark.parametrize("batch", [0, 1])
 def test_no_invariant_is_broken_by_six_faults_for_each_reimage(batch: int) -> None:
     check_batch(batch)
 

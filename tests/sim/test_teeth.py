@@ -1,22 +1,36 @@
 """The simulation finds what is there: for every invariant something broken, and it is seen."""
 
+from dataclasses import replace
 from typing import Final
 
 import pytest
 
-from tests.sim.invariants import names
+from tests.sim.judging import names
 from tests.sim.report import replay_command, story_of
 from tests.sim.sizes import Size
 from tests.sim.weaknesses import BREAKS
 from tests.sim.world import Outcome, simulate
 
-pytestmark = pytest.mark.soak
-
 SEEDS_MAX: Final = 12
 # From quiet to rough, and as few hosts as it takes for one to come into another's way.
 ROUGH: Final = Size(hosts_max=3, intensities=(1.0, 6.0, 15.0))
+# One host, and little else than disks that fail: for what follows a failure by itself.
+FAILING: Final = Size(
+    hosts_max=1,
+    intensities=(8.0,),
+    cancelled_share=0.0,
+    automatic_share=1.0,
+    released_share=0.0,
+    faults=("disk",),
+)
 # What is seen only when two things meet that seldom do: runs in which they often do.
 SIZES: Final = {
+    "a_chain_has_its_attempts_and_one_way_back": FAILING,
+    "a_disk_that_was_written_is_proven_or_quarantined": FAILING,
+    "a_quarantined_host_is_left_alone": FAILING,
+    "a_quarantined_host_is_switched_off": replace(FAILING, rounds=1),
+    "nothing_starts_while_the_breaker_is_open": replace(FAILING, hosts_min=4, hosts_max=4),
+    "what_is_due_follows": FAILING,
     "a_flagged_host_gets_no_permission": Size(
         hosts_max=1, intensities=(1.0,), flagged_share=1.0, chunks_s=(20.0,)
     ),

@@ -14,7 +14,8 @@ from typing import Any, Final, cast
 from provisioner.agent.session import Session
 from provisioner.core.bootplan import BootPlan, BootRequest, LocalDisk, Ramdisk
 from provisioner.core.contracts import Bmc, Outgoing, Store, Tx
-from provisioner.core.effects import ReturnToDisk
+from provisioner.core.effects import PowerOffQuarantined, ReturnToDisk
+from provisioner.core.fleet import Breaker, Rules
 from provisioner.core.lifecycle import Limits
 from provisioner.core.model import (
     BmcAddress,
@@ -26,19 +27,24 @@ from provisioner.core.model import (
     Operation,
     OperationId,
     Phase,
+    ReleaseFailure,
     Secret,
 )
+from provisioner.core.recovery import ATTEMPT, FollowUp
 from provisioner.errors import ProvisionerError, TrustError
 from provisioner.service.agents import AgentSessions
 from provisioner.service.boot import BootService
 from provisioner.service.chance import digest_of
 from provisioner.service.health import Finding
+from provisioner.service.lookup import host_named
 from provisioner.service.operations import Operations
 from provisioner.service.performer import Performer
 from provisioner.service.permissions import PERMISSION_S
+from provisioner.service.recovery import Recovery
 from provisioner.service.worker import Worker
 
 from . import invariants as never
+from . import invariants_recovery as after
 from .bmcs import SimBmcPool
 from .disks import SimDisk
 from .effect_queue import SimEffectWorker
@@ -46,6 +52,8 @@ from .ramdisk_agent import RamdiskAgent
 from .service_process import Parts
 from .shelf import RAMDISK
 
+READING: Final = "reading"
+WRITING: Final = "writing"
 PERMITTED: Final[Json] = {"permitted": True, "expires_in_s": PERMISSION_S}
 
 
@@ -66,6 +74,18 @@ class SelectsEverything(Operations):
         with self._store.read() as tx:
             every = [host.name for host in tx.hosts() if tx.open_operation(host.id) is None]
         return super().request_deployment(every or hosts, release, options=options, actor=actor)
+
+
+class ReleasesByItself(Operations):
+    """Lifts the quarantine of whoever is to be reimaged."""
+
+    def request_deployment(
+        self, hosts: Sequence[str], release: str, *, options: Json, actor: str
+    ) -> list[Operation]:
+        with self._store.begin() as tx:
+            for name in hosts:
+                tx.save_host(replace(host_named(tx, name), quarantine_reason=None))
+        return super().request_deployment(hosts, release, options=options, actor=actor)
 
 
 class PermitsAlways(AgentSessions):
@@ -135,6 +155,28 @@ class KeepsHosts(Performer):
     def perform(self, outgoing: Outgoing) -> None:
         if not isinstance(outgoing.effect, ReturnToDisk):
             super().perform(outgoing)
+
+
+class LeavesOn(Performer):
+    """Does not switch a quarantined host off."""
+
+    def perform(self, outgoing: Outgoing) -> None:
+        if not isinstance(outgoing.effect, PowerOffQuarantined):
+            super().perform(outgoing)
+
+
+class NeverCounts(Recovery):
+    """Takes every attempt for the first one."""
+
+    def _pins(self, tx: Tx, operation: Operation, host: Host, decided: FollowUp) -> Json:
+        return {**super()._pins(tx, operation, host, decided), ATTEMPT: 1}
+
+
+class NeverFollows(Recovery):
+    """Does not look at what is due."""
+
+    def take_due(self) -> None:
+        """Nothing is done."""
 
 
 class ResetsAnyway(SimBmcPool):
@@ -260,6 +302,21 @@ class ActivatesEarly(_Through):
         self.tx.save_host(replace(host, state=HostState.ACTIVE) if is_written else host)
 
 
+class ForgetsQuarantine(_Through):
+    def save_host(self, host: Host) -> None:
+        self.tx.save_host(replace(host, quarantine_reason=None))
+
+
+class ForgetsFailures(_Through):
+    def remember_failure(self, failure: ReleaseFailure) -> None:
+        """Nothing is done."""
+
+
+class SeesNoBreaker(_Through):
+    def breaker(self, *, lock: bool = False) -> Breaker:  # noqa: ARG002 # the port's signature
+        return Breaker()
+
+
 class ShowsThePast(_Through):
     """Shows an open operation as it was when its effects were saved."""
 
@@ -279,31 +336,31 @@ class ForgetsToChain(_Through):
 
 
 class _WeakStore:
-    def __init__(self, store: Store, weak: type[_Through], *, when_reading: bool) -> None:
+    def __init__(self, store: Store, weak: type[_Through], where: tuple[str, ...]) -> None:
         self._store = store
         self._weak = weak
-        self._when_reading = when_reading
+        self._where = where
 
     @contextmanager
     def begin(self) -> Iterator[Tx]:
         with self._store.begin() as tx:
-            yield tx if self._when_reading else cast(Tx, self._weak(tx))
+            yield cast(Tx, self._weak(tx)) if WRITING in self._where else tx
 
     @contextmanager
     def read(self) -> Iterator[Tx]:
         with self._store.read() as tx:
-            yield cast(Tx, self._weak(tx)) if self._when_reading else tx
+            yield cast(Tx, self._weak(tx)) if READING in self._where else tx
 
     def close(self) -> None:
         self._store.close()
 
 
-def _store(weak: type[_Through], *, when_reading: bool = False) -> Callable[[Store], Store]:
-    return lambda store: _WeakStore(store, weak, when_reading=when_reading)
+def _store(weak: type[_Through], *where: str) -> Callable[[Store], Store]:
+    return lambda store: _WeakStore(store, weak, where or (WRITING,))
 
 
 # The performer alone sees an old state: it acts without a look at what has become of it.
-PAST: Final = Parts(performer_store=_store(ShowsThePast, when_reading=True))
+PAST: Final = Parts(performer_store=_store(ShowsThePast, READING))
 # For each invariant something that breaks it.
 BREAKS: Final[dict[str, Parts]] = {
     judge.__name__: parts
@@ -328,6 +385,20 @@ BREAKS: Final[dict[str, Parts]] = {
         (never.every_saved_effect_is_performed, Parts(effects=LosesEffects)),
         (never.one_effect_at_a_time_for_each_bmc, Parts(effects=PushesForward)),
         (never.an_untouched_host_is_given_back, Parts(performer=KeepsHosts)),
+        (after.a_chain_has_its_attempts_and_one_way_back, Parts(recovery=NeverCounts)),
+        (after.what_is_due_follows, Parts(recovery=NeverFollows)),
+        (
+            after.a_disk_that_was_written_is_proven_or_quarantined,
+            Parts(store=_store(ForgetsQuarantine)),
+        ),
+        (after.a_release_that_failed_is_remembered, Parts(store=_store(ForgetsFailures))),
+        (after.a_quarantined_host_is_left_alone, Parts(operations=ReleasesByItself)),
+        (after.a_quarantined_host_is_switched_off, Parts(performer=LeavesOn)),
+        (after.nothing_starts_beyond_the_limits, Parts(rules=Rules(breaker_hosts_max=1000))),
+        (
+            after.nothing_starts_while_the_breaker_is_open,
+            Parts(store=_store(SeesNoBreaker, READING, WRITING)),
+        ),
         (never.generations_only_rise, Parts(store=_store(CountsBack))),
         (never.what_has_ended_stays_ended, Parts(worker=Reopens)),
         (never.what_has_ended_opens_nothing, Parts(agents=GoesOnForEver)),

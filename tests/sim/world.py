@@ -8,15 +8,18 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
+from provisioner.core.fleet import Rules
 from provisioner.core.model import BmcAddress, Secret
+from provisioner.core.recovery import OnQuarantine, Policy
 from provisioner.service.hosts import HostSpec
 
+from . import invariants, invariants_recovery  # noqa: F401 # they are asked through `judging`
 from .bmcs import Quirks, SimBmc
 from .database import Database, Fate
 from .disks import SimDisk
 from .faults import Faults
 from .hosts import SimHost
-from .invariants import broken_by, names
+from .judging import broken_by, names
 from .ledger import Ledger
 from .network import Network
 from .observations import BugRaised, Committed, Ended, Observation, TimePassed, Wrote
@@ -90,11 +93,13 @@ class World:
         self.processes: list[ServiceProcess] = []
         self.parts = parts
         self.size = size
+        self.policy = self._new_policy()
+        self.rules = self._new_rules()
         self._ever_started: set[str] = set()
         self._names: Counter[str] = Counter()
         self.hosts_to_reimage = [
             self._new_host(number)
-            for number in range(1, self.chance.randint(1, size.hosts_max) + 1)
+            for number in range(1, self.chance.randint(size.hosts_min, size.hosts_max) + 1)
         ]
         # One that is managed and that nobody wants reimaged, and one that nobody knows.
         self.others = [self._new_host(number, is_network_first=True) for number in (90, 91)]
@@ -123,7 +128,7 @@ class World:
     def saw(self, observation: Observation) -> None:
         """Judge what was seen; a run ends with the first invariant that is broken."""
         if isinstance(observation, Wrote):
-            self.ledger.written.add(observation.operation_id)
+            self.ledger.note_write(observation.operation_id)
         if self.broken is None:
             self.broken = broken_by(observation, self)
             if self.broken is not None:
@@ -213,7 +218,7 @@ class World:
         works = any(not process.is_frozen for process in self.processes)
         is_well = works and not self.database.is_down
         self.ledger.well_since_s = self.now_s if is_well else float("inf")
-        self.ledger.stuck_at_s = None
+        self.ledger.stuck_at_s, self.ledger.overdue_at_s = None, None
 
     def _kill(self, process: ServiceProcess) -> None:
         self.note(f"{process.name} is killed")
@@ -282,7 +287,8 @@ class World:
         self.operators.begin()
 
     def _is_done(self) -> bool:
-        return self.operators.busy == 0 and not self.ledger.now.open_operations
+        now = self.ledger.now
+        return self.operators.busy == 0 and not now.open_operations and not now.to_follow
 
     def _let_it_rest(self) -> None:
         """End the faults, give everything its time, and judge what is left."""
@@ -343,6 +349,11 @@ class World:
         has_moved = False
         for key, operation in now.items():
             known = before.get(key)
+            if known is None and operation.after is not None:
+                # It follows by itself, and as much goes wrong as for what people ask for.
+                host = self.host_named(self.ledger.now.host_of(operation).name)
+                self.faults.plan_for(host)
+                self.operators.consider(host)
             if known is None or (known.phase, known.rung) != (operation.phase, operation.rung):
                 name = self.ledger.now.host_of(operation).name
                 self.note(f"{key} {operation.kind} of {name}: {operation.phase} {operation.rung}")
@@ -359,6 +370,20 @@ class World:
 
     def _all_hosts(self) -> list[SimHost]:
         return [*self.hosts_to_reimage, *self.others]
+
+    def _new_policy(self) -> Policy:
+        chance = self.chance
+        return Policy(
+            is_automatic=chance.random() < self.size.automatic_share,
+            attempts_max=chance.choice((1, 2, 2, 3)),
+            may_roll_back=chance.random() < 0.8,
+            on_quarantine=chance.choice(tuple(OnQuarantine)),
+        )
+
+    def _new_rules(self) -> Rules:
+        """So few at once that some wait; and a breaker that opens, or one that never does."""
+        breaker_hosts = self.chance.choice((2, 3, 1000))
+        return Rules(in_flight_max=2, starts_per_minute_max=2, breaker_hosts_max=breaker_hosts)
 
     def _new_host(self, number: int, *, is_network_first: bool = False) -> SimHost:
         chance = self.chance

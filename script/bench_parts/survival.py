@@ -17,7 +17,7 @@ from script.bench_parts.figures import Options, Result, Row, Say, median
 from script.bench_parts.survival_resume import HOSTS, Resumed, measure_resume, p99
 from script.bench_parts.survival_service import ALL, ROOT
 from script.bench_parts.survival_takeover import Takeovers, measure_takeover
-from tests.sim.batches import BATCHES, SEEDS_PER_BATCH
+from tests.sim.batches import SEEDS_PER_BATCH
 
 SEED_MAX: Final = 1_000_000
 # Seeds that script/soak runs as well, the same in every run: this is to measure, not to find.
@@ -37,7 +37,7 @@ def measure(options: Options) -> Result:
     add_resume(result, measure_resume(folder, options.runs, seed, options.say))
     add_takeover(result, measure_takeover(folder, options.runs, seed, options.say))
     rates = [
-        _sim_rate(1 + run % BATCHES * SEEDS_PER_BATCH, options.say) for run in range(options.runs)
+        _sim_rate(1 + run * SEEDS_PER_BATCH, options.say) for run in range(options.runs)
     ]
     result.rows.append(Row("simulated reimages, each core", "1/s", rates))
     result.figures |= {"sim_reimages_per_s_core": median(rates), "seed": seed}

@@ -173,6 +173,8 @@ def change(
     if not given:
         raise RequestError("nothing to change was given", host=name)
     show([_row(client.change_host(name, given))], COLUMNS, output, wide_columns=WIDE)
+    if bmc is not None:
+        _warn_of_bmc(client, name)
 
 
 @host.command("delete")

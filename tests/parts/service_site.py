@@ -19,7 +19,16 @@ from provisioner.core.contracts import Archive, Outgoing
 from provisioner.core.diagnosis import Dhcp
 from provisioner.core.fleet import Rules
 from provisioner.core.lifecycle import LIMIT, Limits
-from provisioner.core.model import BmcAddress, Event, Host, Json, Operation, Phase, Secret
+from provisioner.core.model import (
+    BmcAddress,
+    Event,
+    Host,
+    Json,
+    Operation,
+    Phase,
+    Secret,
+    WeakLogin,
+)
 from provisioner.core.recovery import Policy
 from provisioner.service.addresses import Addresses
 from provisioner.service.agents import AgentSessions
@@ -117,6 +126,7 @@ class Site:
     recovery: Recovery
     worker: Worker
     derived: Derived
+    weak_bmcs: dict[str, tuple[WeakLogin, ...]]  # how they let people in, by address
     leases: dict[str, frozenset[str]]  # what our own DHCP gave, by MAC; empty: we run none
     sightings: Sightings
     high_water: HighWater
@@ -340,6 +350,7 @@ def running_site(
     high_water = HighWater(store, clock, marks)
     performer = _performer(store, transitions, pool, clock)
     leases: dict[str, frozenset[str]] = {}
+    weak: dict[str, tuple[WeakLogin, ...]] = {}
     addresses = Addresses(lambda: leases or None, own=("127.0.0.1",))
     site = Site(
         clock=clock,
@@ -347,7 +358,7 @@ def running_site(
         pool=pool,
         store=store,
         archive=archive,
-        hosts=Hosts(store, pool, clock),
+        hosts=Hosts(store, pool, clock, lambda where: weak.get(where.address, ())),
         operations=Operations(store, transitions, clock, shelf.newest, archive),
         profiles=Profiles(store, clock),
         releases=Releases(store, archive, clock, transitions, tested_channels=[TESTED_CHANNEL]),
@@ -370,6 +381,7 @@ def running_site(
         ),
         derived=derived,
         leases=leases,
+        weak_bmcs=weak,
         sightings=Sightings(store, clock, derived),
         high_water=high_water,
         reconciliation=Reconciliation(store, transitions, clock),

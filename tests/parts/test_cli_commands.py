@@ -11,7 +11,7 @@ import pytest
 import yaml
 from click.testing import Result
 
-from provisioner.core.model import Phase
+from provisioner.core.model import Phase, WeakLogin
 from provisioner.service.worker import Worker
 from tests.parts.command_line import Cli, commands_of
 from tests.parts.fake_bmc import FakeBmc
@@ -42,6 +42,22 @@ def test_a_host_is_added_with_a_password_from_standard_input(cli: Cli, site: Sit
     assert host.bmc is not None
     assert host.bmc.password.reveal() == BMC_PASSWORD
     assert (host.local_boot, dict(host.labels)) == ("sanboot", {"rack": "r1"})
+
+
+def test_a_bmc_that_needs_no_password_is_warned_of(cli: Cli, site: Site) -> None:
+    assert add(cli).stderr == ""
+    site.weak_bmcs["127.0.1.2"] = (WeakLogin.CIPHER_ZERO, WeakLogin.ANONYMOUS)
+    for done in (
+        add(cli, 2),
+        cli(
+            *("host", "change", "r1n1", "--bmc", "127.0.1.2", "--bmc-user", "admin"),
+            *("--bmc-password-file", "-"),
+            stdin=BMC_PASSWORD + "\n",
+        ),
+    ):
+        assert "accepts cipher suite 0" in done.stderr
+        assert done.stderr.count("hint: ") == 2
+    assert "warning: the BMC accepts cipher suite 0" in cli("host", "events", "r1n2").stdout
 
 
 def test_without_a_terminal_no_password_is_asked_for(cli: Cli) -> None:

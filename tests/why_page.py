@@ -9,6 +9,7 @@ from typing import Final
 from provisioner.core.causes import CAUSES
 from provisioner.core.diagnosis import (
     AGENT_PATIENCE,
+    BMC_PATIENCE,
     BOOT_PATIENCE,
     NETBOOT_PATIENCE,
     POST_PATIENCE,
@@ -33,7 +34,10 @@ an operator wants to know at three in the morning. It changes nothing, and asks 
 - `do`: what to do, the first thing first.
 
 A cause is looked for from the top of the table below, and the first that fits is named. While
-an operation goes on, it is called unheard of only after a while: {POST_PATIENCE.seconds // 60}
+an operation goes on, it is called slow or unheard of only after a while: {
+    BMC_PATIENCE.seconds
+} s for its BMC to switch it on,
+{POST_PATIENCE.seconds // 60}
 min from switching on to the first sign (POST is slow), {NETBOOT_PATIENCE.seconds} s from one
 sign of a netboot to the next, {AGENT_PATIENCE.seconds} s for an agent, {
     BOOT_PATIENCE.seconds // 60

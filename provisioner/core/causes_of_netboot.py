@@ -196,6 +196,14 @@ BMC: Final = (
 
 NETBOOT: Final = (
     Cause(
+        "bmc_not_done_yet",
+        lambda case: case.is_bmc_slow,
+        "its BMC at {bmc} has not switched it on yet: its system still shuts down, or its BMC is "
+        "slow or silent and asked again",
+        (CONSOLE, "provisioner host power {host} status, once this has ended"),
+        _BMC_LINES,
+    ),
+    Cause(
         "agent_not_heard",
         _reached(Reach.RAMDISK),
         "the ramdisk came up and asked for an address, and its agent did not reach the service",

@@ -20,6 +20,8 @@ TEXT_MAX: Final = 300
 
 # How long nothing may be heard before that is worth a word. Servers take minutes in POST.
 POST_PATIENCE: Final = timedelta(minutes=4)
+# Switching off and on; a system that shuts down softly may take longer.
+BMC_PATIENCE: Final = timedelta(minutes=1)
 # From one sign of a netboot to the next.
 NETBOOT_PATIENCE: Final = timedelta(minutes=1)
 # Agents report every few seconds.
@@ -144,11 +146,22 @@ class Case:
         operation, seen, now = self.operation, self.trace, self.facts.now
         if operation is None or operation.phase is not Phase.NETBOOTING:
             return False
-        if seen.powered_on_at is None or seen.powered_on_at < operation.phase_at:
+        # A host that was discovered has no BMC yet, and was on when its operation began.
+        on_at = seen.powered_on_at if self.host.bmc else operation.phase_at
+        if on_at is None or on_at < operation.phase_at:
             return False  # the BMC is still at it
-        if seen.heard_at is not None and seen.heard_at > seen.powered_on_at:
+        if seen.heard_at is not None and seen.heard_at > on_at:
             return now - seen.heard_at > NETBOOT_PATIENCE
-        return now - seen.powered_on_at > POST_PATIENCE
+        return now - on_at > POST_PATIENCE
+
+    @property
+    def is_bmc_slow(self) -> bool:
+        """Its BMC has not switched it on in this start, and should have by now."""
+        operation, on_at = self.operation, self.trace.powered_on_at
+        if operation is None or operation.phase is not Phase.NETBOOTING or self.host.bmc is None:
+            return False
+        is_on = on_at is not None and on_at >= operation.phase_at
+        return not is_on and self.lasts > BMC_PATIENCE
 
     @property
     def is_agent_silent(self) -> bool:

@@ -121,6 +121,16 @@ def test_a_bmc_that_agrees_and_does_nothing(site: Site) -> None:
     assert "its BMC acknowledged and reports it on" in found.why
 
 
+def test_a_bmc_that_takes_its_time(site: Site) -> None:
+    site.add_host()
+    site.deploy("r1n1")
+    assert cause(site) == "netbooting"
+    site.clock.pass_(61)
+    assert cause(site) == "bmc_not_done_yet"
+    site.perform()
+    assert cause(site) == "netbooting"
+
+
 def test_a_bmc_that_is_silent_and_one_that_refuses_the_login(site: Site) -> None:
     site.add_host()
     site.bmc().is_silent = True

@@ -161,10 +161,18 @@ STORIES: list[tuple[str, Facts]] = [
     ("ramdisk_not_heard", unheard(dhcp("DISCOVER", 50, "system"), *TOLD)),
     ("ramdisk_not_heard", unheard(*TOLD, dhcp("OFFER", 90, "system"))),
     # --- netboot, while it lasts
-    ("netbooting", under_way(Phase.NETBOOTING, 500)),
+    ("netbooting", under_way(Phase.NETBOOTING, 59)),
+    ("bmc_not_done_yet", under_way(Phase.NETBOOTING, 61)),
+    ("bmc_not_done_yet", under_way(Phase.NETBOOTING, 900, power_on(), phase_at=after(700))),
+    ("netbooting", under_way(Phase.NETBOOTING, 740, power_on(), phase_at=after(700))),
+    # Discovered, and on already: nobody switches it.
+    ("netbooting", replace(under_way(Phase.NETBOOTING, 110, script()), host=flagged(bmc=None))),
+    (
+        "ramdisk_not_heard",
+        replace(under_way(Phase.NETBOOTING, 130, script()), host=flagged(bmc=None)),
+    ),
     ("netbooting", under_way(Phase.NETBOOTING, 5 + 239, power_on())),
     ("nothing_heard", under_way(Phase.NETBOOTING, 5 + 241, power_on())),
-    ("netbooting", under_way(Phase.NETBOOTING, 900, power_on(), phase_at=after(700))),
     ("netbooting", under_way(Phase.NETBOOTING, 110, power_on(), ASKED)),
     ("dhcp_silent", under_way(Phase.NETBOOTING, 121, power_on(), ASKED)),
     ("nothing_heard", under_way(Phase.NETBOOTING, 300, dhcp("RELEASE", 2, "system"), power_on())),

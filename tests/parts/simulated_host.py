@@ -45,6 +45,7 @@ esac
 
 LOOK_S: Final = 0.01
 ASK_AGAIN_S: Final = 0.05
+REPORT_AGAIN_S: Final = 0.5
 OLD: Final = "the old system"
 
 
@@ -265,7 +266,7 @@ class SimulatedHost:
         told = self._call("phone-home", lambda: body, where="report")
         while told and told["ask_again"]:
             self._check_power()
-            time.sleep(ASK_AGAIN_S)
+            time.sleep(REPORT_AGAIN_S)
             told = self._call("phone-home", lambda: body, where="report")
         self.said.append("is accepted" if told else "is not accepted")
         if told is None:

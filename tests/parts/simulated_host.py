@@ -168,6 +168,7 @@ class SimulatedHost:
 
     def _asked(self, url: str) -> str:
         for _ in self._pauses():
+            self.on_call("script")
             with suppress(httpx.TransportError):
                 script = self._http.get(url).text
                 self.on_answer("script")

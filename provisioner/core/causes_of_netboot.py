@@ -218,8 +218,11 @@ NETBOOT: Final = (
         "ramdisk_not_heard",
         _reached(Reach.SCRIPT),
         "it was told to boot the ramdisk, and nothing was heard of it since: kernel and ramdisk "
-        "were not fetched whole, or do not start on this hardware",
-        (CONSOLE + ": iPXE and the kernel say where they stop",),
+        "were not fetched whole, do not start on this hardware, or its agent reaches nobody",
+        (
+            CONSOLE + ": iPXE, the kernel and the agent say where they stop",
+            "does a firewall let {host} reach boot.listen and agent.listen?",
+        ),
         _NETWORK,
     ),
     Cause(

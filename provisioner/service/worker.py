@@ -195,8 +195,9 @@ class Worker:
             # One transaction: a flag that was set before it is seen, or waits for it.
             operation = tx.operation(operation_id)
             host = tx.host(operation.host_id)
-            facts = self._guard.of(tx, operation, host)
+            # The fleet first: it holds the breaker's row, so that nobody opens it after our look.
             fleet = self._guard.fleet(tx, host, self._clock())
+            facts = self._guard.of(tx, operation, host)
             try:
                 permit = authorise_ticket(operation, host, facts, fleet, self._guard.rules)
             except HostRefused as refusal:
@@ -258,7 +259,9 @@ class Worker:
             due = self._next_check.get(operation.id, now) <= now
             if due and operation.id not in self._checking:
                 self._next_check[operation.id] = now + CHECK_EVERY
-                self._checking[operation.id] = self._checkers.submit(self.check, operation.id)
+                work = self._checkers.submit(self.check, operation.id)
+                work.add_done_callback(_tell_bug)
+                self._checking[operation.id] = work
 
     def check(self, operation_id: OperationId) -> None:
         """Make one round of checks and save what it means.
@@ -289,8 +292,6 @@ class Worker:
             log.info("decision overtaken", operation=operation_id, why=refusal.message)
         except ProvisionerError as error:
             log.warning("health check not saved", operation=operation_id, why=error.message)
-        except Exception:  # nobody looks at what the thread came to
-            log.exception("health check failed", operation=operation_id)
 
     def _move(self, tx: Tx, operation: Operation, event: E, **more: Any) -> None:
         self._transitions.apply(
@@ -301,6 +302,12 @@ class Worker:
             actor=RECONCILER,
             **more,
         )
+
+
+def _tell_bug(work: Future[None]) -> None:
+    """Log what a round of checks raised that nobody expects: no one else looks at it."""
+    if not work.cancelled() and (error := work.exception()) is not None:
+        log.error("health check raised", exc_info=error)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from provisioner.core.contracts import Store, Tx
 from provisioner.core.model import BootDevice, Json, Operation, Phase
@@ -68,15 +69,20 @@ def test_a_look_is_judged_by_what_others_saved_meanwhile(site: Site, proving: Op
     assert site.at(proving).evidence["healthy_since"] == site.clock().isoformat()
 
 
-def test_a_check_that_breaks_is_told_of_and_the_others_go_on(
-    site: Site, proving: Operation, capsys: pytest.CaptureFixture[str]
+def test_a_look_that_raises_what_nobody_expects_is_logged_and_the_next_one_judges(
+    site: Site, proving: Operation
 ) -> None:
-    def examine(_checks: Sequence[Check], _address: str, _evidence: Json) -> list[Finding]:
-        raise ZeroDivisionError("a bug")
+    def examine(_c: Sequence[Check], _a: str, _e: Json) -> list[Finding]:
+        raise ZeroDivisionError
 
-    worker(site, examine).check(proving.id)
-    assert "ZeroDivisionError" in capsys.readouterr().out
+    broken = worker(site, examine)
+    with capture_logs() as logs:
+        broken.prove_booted()
+        broken._checkers.shutdown()  # which waits for the round
+    assert [one["event"] for one in logs if one["log_level"] == "error"] == ["health check raised"]
     assert site.phase(proving) is Phase.PROVING
+    worker(site, lambda checks, _a, _e: found(checks, is_healthy=True)).check(proving.id)
+    assert site.phase(proving) is Phase.SUCCEEDED
 
 
 def test_a_look_of_a_worker_that_stood_still_proves_nothing(site: Site, proving: Operation) -> None:

@@ -113,6 +113,24 @@ def load(path: Path) -> Settings:
     return Settings(path=path, keys=keys, **read)
 
 
+def find_settings(path: Path | None) -> Settings:
+    """Return the settings of `path`, or of the first default place that has a file.
+
+    Raises ConfigError that lists every problem, or where was looked.
+    """
+    if path is not None:
+        return load(path)
+    places = [Path(CONFIG_FILE), Path("/etc/provisioner") / CONFIG_FILE]
+    for place in places:
+        if place.is_file():
+            return load(place)
+    raise ConfigError(
+        "there is no configuration",
+        expected=" or ".join(str(place) for place in places),
+        hint="`provisioner init DIR` writes one, with keys; or name it with --config",
+    )
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:

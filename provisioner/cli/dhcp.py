@@ -25,7 +25,7 @@ def dhcp_config(server: str, config: Path | None) -> None:
     """
     from provisioner.errors import ConfigError
     from provisioner.netboot.dhcp import DhcpServer, dhcp_snippet
-    from provisioner.wiring import find_settings
+    from provisioner.settings import find_settings
 
     from .serve.network import netboot_config
 

@@ -73,7 +73,7 @@ def doctor(config: Path | None, bmcs: bool, output: str) -> int:
 
 
 def _examine(config: Path | None, *, bmcs: bool) -> Iterator[Finding]:
-    from provisioner.wiring import find_settings
+    from provisioner.settings import find_settings
 
     yield _python()
     yield from _lab_programs()

@@ -100,9 +100,8 @@ class Transitions:
             evidence=evidence,
             progress=progress,
         )
-        ending = None
-        is_deployment = step.operation.kind is Kind.DEPLOYMENT
-        if is_deployment and step.operation.phase in (Phase.FAILED, Phase.CANCELLED):
+        ending, kind = None, step.operation.kind
+        if kind is Kind.DEPLOYMENT and step.operation.phase in (Phase.FAILED, Phase.CANCELLED):
             now = self._clock()
             ending = ended(tx, step.operation, step.host, step.effects, self._policy, now)
             step = replace(
@@ -116,16 +115,12 @@ class Transitions:
         self._record(tx, before, host, step, actor)
         if event is E.BMC_LOGIN_REFUSED:
             self._let_nothing_log_in(tx, host.id)
-        if ending is not None:
-            record(tx, ending, self._clock())
-        elif is_deployment and step.operation.phase is Phase.SUCCEEDED:
-            tx.forget_failure(host.id, step.operation.release or "")
         if isinstance(permit, TicketPermit):
             self.issue_ticket(tx, step.operation, host, permit)
         for effect in step.effects:
             self._enqueue(tx, step.operation, step.host, effect)
         if step.operation.is_final:
-            self._close(tx, step)
+            self._close(tx, step, ending)
         return step
 
     def _goes_off_again(self, step: Step) -> bool:
@@ -133,13 +128,19 @@ class Transitions:
         is_off = self._policy.on_quarantine is OnQuarantine.POWER_OFF
         return is_off and step.host.quarantine_reason is not None and bool(step.effects)
 
-    def _close(self, tx: Tx, step: Step) -> None:
-        """Take back what an operation that has ended had permitted, and count its failure."""
+    def _close(self, tx: Tx, step: Step, ending: Ending | None) -> None:
+        """Take back what an operation that has ended had permitted, and keep what became of its
+        release on the host."""
+        operation = step.operation
+        if ending is not None:
+            record(tx, ending, self._clock())
+        elif operation.kind is Kind.DEPLOYMENT and operation.phase is Phase.SUCCEEDED:
+            tx.forget_failure(operation.host_id, operation.release or "")
         # An agent whose report ends its operation may have to say so twice, with its token.
         # Its ticket is consumed, and an operation that has ended permits nothing.
         if step.event not in (E.AGENT_FAILED, E.COMPARED):
-            tx.revoke_operation(step.operation.id, self._clock())
-        if step.operation.phase is Phase.FAILED and step.operation.kind is Kind.DEPLOYMENT:
+            tx.revoke_operation(operation.id, self._clock())
+        if operation.phase is Phase.FAILED and operation.kind is Kind.DEPLOYMENT:
             self.guard.look_at_breaker(tx, self._clock())
 
     def settle(self, tx: Tx, operation: Operation, host: Host, decided: FollowUp) -> Ending:

@@ -346,8 +346,8 @@ def running_site(
     guard = GuardFacts(rules=rules or Rules(in_flight_max=2))
     transitions = Transitions(clock, derived, limits(), TICKET_LIFETIME, policy=policy, guard=guard)
     recovery, shelf = Recovery(store, transitions, archive, clock), Ramdisks(ramdisks)
-    marks = MarkFile(mark or Path(f"{url.removeprefix('sqlite:///')}.mark"))
-    high_water = HighWater(store, clock, marks)
+    mark = mark or Path(f"{url.removeprefix('sqlite:///')}.mark")
+    high_water = HighWater(store, clock, MarkFile(mark))
     performer = _performer(store, transitions, pool, clock)
     leases: dict[str, frozenset[str]] = {}
     weak: dict[str, tuple[WeakLogin, ...]] = {}
@@ -376,9 +376,7 @@ def running_site(
         transitions=transitions,
         performer=performer,
         recovery=recovery,
-        worker=Worker(
-            *(store, transitions, performer, outbox, clock, recovery), high_water=high_water
-        ),
+        worker=_worker(store, transitions, performer, outbox, clock, recovery, high_water),
         derived=derived,
         leases=leases,
         weak_bmcs=weak,
@@ -391,6 +389,11 @@ def running_site(
         yield site
     finally:
         store.close()
+
+
+def _worker(*parts: Any) -> Worker:
+    *needed, high_water = parts
+    return Worker(*needed, high_water=high_water)
 
 
 def _performer(

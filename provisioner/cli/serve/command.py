@@ -9,8 +9,7 @@ import click
 
 from provisioner.errors import ConfigError, RequestError, Unavailable
 from provisioner.failpoints import VARIABLE, Failpoints, find_failpoints
-from provisioner.settings import Settings
-from provisioner.wiring import find_settings
+from provisioner.settings import Settings, find_settings
 
 from .logs import set_up_logs
 from .supervisor import Part, Supervisor

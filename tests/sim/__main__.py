@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 from multiprocessing import get_context
 from typing import Final
 
-from .report import be_quiet, story_of
+from .logs import be_quiet
+from .report import story_of
 from .world import Outcome, simulate
 
 RUNS_DEFAULT: Final = 400

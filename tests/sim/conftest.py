@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from tests.sim.report import be_quiet
+from tests.sim.logs import be_quiet
 
 
 @pytest.fixture(autouse=True)

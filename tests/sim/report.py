@@ -1,15 +1,6 @@
-"""What is said of a run that broke an invariant, and the quiet that all runs need."""
-
-import logging
-
-import structlog
+"""What is said of a run that broke an invariant."""
 
 from .world import Outcome
-
-
-def be_quiet() -> None:
-    """Have the service log nothing: a fault is no news here, and the trace tells what happens."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
 def replay_command(seed: int) -> str:

@@ -32,9 +32,12 @@ SIZES: Final = {
     "nothing_starts_while_the_breaker_is_open": replace(FAILING, hosts_min=4, hosts_max=4),
     "what_is_due_follows": FAILING,
     "a_flagged_host_gets_no_permission": Size(
-        hosts_max=1, intensities=(1.0,), flagged_share=1.0, chunks_s=(20.0,)
+        hosts_max=1, intensities=(1.0,), flagged_share=1.0, chunks_s=(90.0,)
     ),
     "an_untouched_host_is_given_back": Size(rounds=1, intensities=(1.0,), cancelled_share=1.0),
+    "each_seed_leaves_once": Size(
+        hosts_max=1, intensities=(14.0,), faults=("message unanswered", "message doubled")
+    ),
     "nobody_cuts_the_power_of_a_disk_being_written": Size(
         hosts_max=1,
         intensities=(1.0,),

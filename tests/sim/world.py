@@ -21,6 +21,7 @@ from .faults import Faults
 from .hosts import SimHost
 from .judging import broken_by, names
 from .ledger import Ledger
+from .logs import caught
 from .network import Network
 from .observations import BugRaised, Committed, Ended, Observation, TimePassed, Wrote
 from .operators import ACTOR, Operators, count_deployments
@@ -111,6 +112,7 @@ class World:
         return self.scheduler.now_s
 
     def run(self) -> Outcome:
+        caught()  # what another run may have left
         try:
             self._prepare()
             self.scheduler.run(lambda: self.broken is not None or self._is_done(), RUN_LIMIT_S)
@@ -329,7 +331,7 @@ class World:
         self.database.die = self.die
         self.scheduler.check_may_wait = self._check_may_wait
         self.scheduler.on_bug = self._bug
-        self.scheduler.after_event = lambda: self.saw(TimePassed())
+        self.scheduler.after_event = self._after_event
 
     def _fate_of_commit(self) -> Fate:
         fate = self.faults.fate_of_commit()
@@ -364,6 +366,11 @@ class World:
         if self.database.in_transaction:
             error = AssertionError("somebody waits while it holds the database")
             self.saw(BugRaised("a transaction", error))
+
+    def _after_event(self) -> None:
+        for said, error in caught():
+            self.saw(BugRaised(said, error))
+        self.saw(TimePassed())
 
     def _bug(self, task: Task, error: Exception) -> None:
         self.saw(BugRaised(task.name, error))

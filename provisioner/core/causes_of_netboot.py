@@ -226,6 +226,16 @@ NETBOOT: Final = (
         _NETWORK,
     ),
     Cause(
+        "other_dhcp_server",
+        lambda case: _was_refused(case) and "other_server" in _refusal(case),
+        "it took the address that another DHCP server offered, which ours refused: {refusal}",
+        (
+            "find that server, and take it off the provisioning network",
+            "if it is the site's own: dhcp.mode = proxy or off, and provisioner dhcp-config",
+        ),
+        _NETWORK,
+    ),
+    Cause(
         "sent_to_its_disk",
         lambda case: case.is_unheard and case.trace.turned_away is not None,
         "it asked how to boot and was sent to its own disk: {answer}",
@@ -267,16 +277,6 @@ NETBOOT: Final = (
         (
             "does a firewall let {host} reach tftp.listen (UDP port 69, and answers from any)?",
             "does another DHCP server answer as well, with another boot file?",
-        ),
-        _NETWORK,
-    ),
-    Cause(
-        "other_dhcp_server",
-        lambda case: _was_refused(case) and "other_server" in _refusal(case),
-        "it took the address that another DHCP server offered, which ours refused: {refusal}",
-        (
-            "find that server, and take it off the provisioning network",
-            "if it is the site's own: dhcp.mode = proxy or off, and provisioner dhcp-config",
         ),
         _NETWORK,
     ),

@@ -117,37 +117,47 @@ def frames_in(file: Path) -> Iterator[Frame]:
         offset += length
 
 
+def segment_of(frame: Frame) -> Segment | None:
+    """Return the TCP segment (of IPv4) in a frame, or None for a frame of another kind."""
+    data = frame.data
+    if len(data) < 54 or int.from_bytes(data[12:14]) != IPV4 or data[23] != TCP:
+        return None
+    begin = 14 + (data[14] & 0xF) * 4
+    end = 14 + int.from_bytes(data[16:18])
+    return Segment(
+        frame.at,
+        (socket.inet_ntoa(data[26:30]), int.from_bytes(data[begin : begin + 2])),
+        (socket.inet_ntoa(data[30:34]), int.from_bytes(data[begin + 2 : begin + 4])),
+        int.from_bytes(data[begin + 4 : begin + 8]),
+        data[begin + 13],
+        data[begin + (data[begin + 12] >> 4) * 4 : end],
+    )
+
+
 def segments_in(file: Path) -> Iterator[Segment]:
-    """Yield the TCP segments (of IPv4) of a pcap file, oldest first."""
+    """Yield the TCP segments of a pcap file, oldest first."""
     for frame in frames_in(file):
-        data = frame.data
-        if len(data) < 54 or int.from_bytes(data[12:14]) != IPV4 or data[23] != TCP:
-            continue
-        begin = 14 + (data[14] & 0xF) * 4
-        end = 14 + int.from_bytes(data[16:18])
-        yield Segment(
-            frame.at,
-            (socket.inet_ntoa(data[26:30]), int.from_bytes(data[begin : begin + 2])),
-            (socket.inet_ntoa(data[30:34]), int.from_bytes(data[begin + 2 : begin + 4])),
-            int.from_bytes(data[begin + 4 : begin + 8]),
-            data[begin + 13],
-            data[begin + (data[begin + 12] >> 4) * 4 : end],
-        )
+        if segment := segment_of(frame):
+            yield segment
 
 
 def texts_in(file: Path) -> Iterator[tuple[str, bytes]]:
     """Yield all that was said, by a name for each: TCP streams put together again, and the
-    file itself, which has all the rest."""
-    yield file.name, file.read_bytes()
+    frames of all other kinds."""
+    others: list[memoryview] = []
     streams: dict[tuple[tuple[str, int], tuple[str, int]], dict[int, memoryview]]
     streams = defaultdict(dict)
-    for segment in segments_in(file):
-        if segment.payload:
+    for frame in frames_in(file):
+        segment = segment_of(frame)
+        if segment is None:
+            others.append(frame.data)
+        elif segment.payload:
             # The longest wins: a repeated segment may hold more than its first try.
             parts = streams[segment.source, segment.target]
             kept = parts.get(segment.sequence)
             if kept is None or len(kept) < len(segment.payload):
                 parts[segment.sequence] = segment.payload
+    yield f"{file.name}: other frames", b"\n".join(others)
     for (source, target), parts in streams.items():
         name = f"{file.name}: {source[0]}:{source[1]} to {target[0]}:{target[1]}"
         yield name, b"".join(bytes(parts[number]) for number in sorted(parts))

@@ -153,6 +153,8 @@ STORIES: list[tuple[str, Facts]] = [
     ("no_boot_script", unheard(*ADDRESSED, tftp("aborted"), tftp("served", 64))),
     ("no_boot_script", unheard(*LOADED)),
     ("no_boot_script", unheard(dhcp("DISCOVER", 60, "iPXE"), dhcp("ACK", 61, "iPXE"))),
+    # It has no lease of ours, and so whoever asks in its name is sent away.
+    ("other_dhcp_server", unheard(*OFFERED, dhcp("NAK", 62, other_server=True), script("disk"))),
     ("sent_to_its_disk", unheard(*LOADED, script("disk"))),
     ("sent_to_its_disk", unheard(script("disk"), dhcp=Dhcp.OFF)),
     ("ramdisk_not_heard", unheard(*TOLD)),

@@ -14,7 +14,7 @@ SEEDS_PER_BATCH: Final = 1000
 FAULTS_PER_REIMAGE: Final = 6.0
 # How much of the table of a deployment each batch has to walk. The rest are rows of events
 # that need two rare things at once.
-ROWS_SHARE_MIN: Final = 0.45
+ROWS_SHARE_MIN: Final = 0.4
 
 
 def check_batch(batch: int) -> None:

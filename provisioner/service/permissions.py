@@ -22,16 +22,16 @@ from .transitions import Transitions
 PERMISSION_S: Final = 30
 
 
-class NoneToWrite(WriteRefused):
-    """As `NoDiskMatches`, said to an agent that found one: an answer for good."""
+class NoneToWrite(NoDiskMatches):
+    """Said to an agent that found one: an answer for good, which is not asked for again."""
 
-    code = NoDiskMatches.code
+    status = 403
 
 
-class SeveralToWrite(WriteRefused):
-    """As `SeveralDisksMatch`, said to an agent that found one: an answer for good."""
+class SeveralToWrite(SeveralDisksMatch):
+    """Said to an agent that found one: an answer for good, which is not asked for again."""
 
-    code = SeveralDisksMatch.code
+    status = 403
 
 
 class Permissions:
@@ -145,7 +145,7 @@ class Permissions:
         """Record what the guard refuses, when its transaction is over."""
         try:
             yield
-        except WriteRefused as error:
+        except (WriteRefused, NoneToWrite, SeveralToWrite) as error:
             with self._store.begin() as tx:
                 _, operation, host = session_of(tx, token, self._clock(), self._lifetime)
                 now, why = self._clock(), f"write refused: {error.message}"

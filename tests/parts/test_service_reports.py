@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from provisioner.core.disks import NoDiskMatches
 from provisioner.core.guard import WriteRefused
 from provisioner.core.lifecycle import NotAllowed
 from provisioner.core.model import HostState, Phase
@@ -73,9 +74,9 @@ def test_a_disk_that_went_since_the_hello_ends_the_write_at_once(site: Site, age
     """An answer that says "not now" would have the agent ask for ten minutes."""
     agent.until(Phase.PREPARING)
     change_host(site, inventory={**agent.inventory, "disks": []})
-    with pytest.raises(WriteRefused) as caught:
+    with pytest.raises(NoDiskMatches) as caught:
         agent.authorise()
-    assert caught.value.status == 403
+    assert (caught.value.status, caught.value.code) == (403, "no_disk_matches")
     assert caught.value.expected is not None
     assert site.audit.rows()[-1].action == "write.refused"
 

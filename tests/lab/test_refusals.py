@@ -254,12 +254,12 @@ def test_a_flipped_bit_a_used_ticket_a_busy_host_and_no_word_from_the_new_system
 
     # Its deployment has ended: earlier, the second who comes with the ticket would end it.
     status, problem = agent_says(site, "hello", _hello(site, TWO, ticket))
-    assert (status, problem["code"]) == (403, "ticket_refused")
+    assert (status, problem["code"]) == (403, "ticket_contested")
     assert "used" in problem["detail"]
     is_actionable({**problem, "message": problem["detail"]}, TWO)
     with site.client() as client:
-        refused = [row for row in client.audit(limit=1000) if row["action"] == "ticket.refused"]
-    assert [row["subject"] for row in refused] == [TWO]
+        alarms = [row for row in client.audit(limit=1000) if row["action"] == "ticket_contested"]
+    assert [row["subject"] for row in alarms] == [TWO]
 
     corrupt = failed(site, bad)
     error = is_actionable(corrupt["error"], ONE)

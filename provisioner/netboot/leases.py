@@ -16,7 +16,8 @@ def leases_in(file: Path) -> Mapping[str, frozenset[str]] | None:
     """Return by MAC the addresses it has a lease for; None when the file cannot be read, as
     where the DHCP runs on another machine.
 
-    dnsmasq writes the file anew before it answers, so whoever uses an address stands in it.
+    dnsmasq writes the file anew before it answers, so whoever uses an address stands in it;
+    but for a moment, while it writes, part of the file or all of it is missing.
     """
     try:
         with file.open(encoding="ascii", errors="replace") as opened:

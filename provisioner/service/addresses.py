@@ -3,7 +3,14 @@
 Elsewhere firmware, iPXE and Linux may get different leases, and nothing can be said.
 """
 
+import time
 from collections.abc import Callable, Collection, Mapping
+from typing import Final
+
+# dnsmasq empties its file of leases and writes it anew, for every answer to anybody. Whoever is
+# missing there is looked for again before it is believed.
+LOOKS: Final = 4
+PAUSE_S: Final = 0.05
 
 # By MAC; None where nobody can tell who has which address.
 Leases = Mapping[str, frozenset[str]] | None
@@ -21,8 +28,10 @@ class Addresses:
         self,
         leases: Callable[[], Leases] = _nobody_can_tell,
         own: Collection[str] = (),
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._leases = leases
+        self._pause = pause
         self._own = frozenset(own)
 
     def is_own(self, source: str) -> bool:
@@ -36,6 +45,15 @@ class Addresses:
         """
         if self.is_own(source):
             return None
+        doubt = self._look(macs, source)
+        for _ in range(LOOKS - 1):
+            if doubt is None:
+                return None
+            self._pause(PAUSE_S)
+            doubt = self._look(macs, source)
+        return doubt
+
+    def _look(self, macs: Collection[str], source: str) -> str | None:
         leases = self._leases()
         if leases is None:
             return None

@@ -6,7 +6,13 @@ from typing import Final
 
 from provisioner.core.contracts import AgentToken, Clock, Store, Tx
 from provisioner.core.disks import Disk, DiskRule, NoDiskMatches, SeveralDisksMatch, choose_disk
-from provisioner.core.guard import WriteRefused, WriteRequest, authorise_write, identity
+from provisioner.core.guard import (
+    WritePermit,
+    WriteRefused,
+    WriteRequest,
+    authorise_write,
+    identity,
+)
 from provisioner.core.lifecycle import E
 from provisioner.core.model import Host, Json, Kind, Operation, Phase, Profile
 from provisioner.errors import Gone
@@ -68,8 +74,7 @@ class Permissions:
             agent, operation, host = session_of(tx, token, self._clock(), self._lifetime)
             chosen = self._chosen_disk(tx, operation, host)
             asked = WriteRequest(agent.host_id, generation, release, disk)
-            facts = self._transitions.guard.of(tx, operation, host)
-            permit = authorise_write(asked, operation, host, chosen, facts, now=now)
+            permit = self._permit(tx, asked, operation, host, chosen)
             first = operation.phase is Phase.PREPARING
             self._transitions.apply(
                 tx,
@@ -137,8 +142,14 @@ class Permissions:
             )
         chosen = self._chosen_disk(tx, operation, host)
         asked = WriteRequest(agent.host_id, generation, operation.release or "", chosen)
+        self._permit(tx, asked, operation, host, chosen)
+
+    def _permit(
+        self, tx: Tx, asked: WriteRequest, operation: Operation, host: Host, chosen: Disk
+    ) -> WritePermit:
+        """Ask the guard with what the database says now."""
         facts = self._transitions.guard.of(tx, operation, host)
-        authorise_write(asked, operation, host, chosen, facts, now=self._clock())
+        return authorise_write(asked, operation, host, chosen, facts, now=self._clock())
 
     @contextmanager
     def _noting_refusals(self, token: str) -> Iterator[None]:

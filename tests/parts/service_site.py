@@ -15,7 +15,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, event, text
 
 from provisioner.core.bootplan import BootPlan, BootRequest, Ramdisk
-from provisioner.core.contracts import Archive, Outgoing
+from provisioner.core.contracts import Archive, Clock, Outgoing
 from provisioner.core.diagnosis import Dhcp
 from provisioner.core.fleet import Rules
 from provisioner.core.lifecycle import LIMIT, Limits
@@ -124,7 +124,7 @@ class Site:
     transitions: Transitions
     performer: Performer
     recovery: Recovery
-    worker: Worker
+    worker: Worker = field(init=False)
     derived: Derived
     weak_bmcs: dict[str, tuple[WeakLogin, ...]]  # how they let people in, by address
     leases: dict[str, frozenset[str]]  # what our own DHCP gave, by MAC; empty: we run none
@@ -132,6 +132,14 @@ class Site:
     high_water: HighWater
     reconciliation: Reconciliation
     why: Why
+
+    def __post_init__(self) -> None:
+        self.worker = self.another_worker(high_water=self.high_water)
+
+    def another_worker(self, *, clock: Clock | None = None, **more: Any) -> Worker:
+        """Return a worker on the same database; `more` is what it does in its own way."""
+        parts = (self.store, self.transitions, self.performer, self.outbox)
+        return Worker(*parts, clock or self.clock, self.recovery, **more)
 
     def perform(self, *, at_most: int = 100) -> int:
         """Perform the waiting effects and those that follow from them; return how many."""
@@ -376,7 +384,6 @@ def running_site(
         transitions=transitions,
         performer=performer,
         recovery=recovery,
-        worker=_worker(store, transitions, performer, outbox, clock, recovery, high_water),
         derived=derived,
         leases=leases,
         weak_bmcs=weak,
@@ -389,11 +396,6 @@ def running_site(
         yield site
     finally:
         store.close()
-
-
-def _worker(*parts: Any) -> Worker:
-    *needed, high_water = parts
-    return Worker(*needed, high_water=high_water)
 
 
 def _performer(

@@ -10,7 +10,7 @@ from provisioner.core.lifecycle import AGENT_SILENCE_LIMIT, LIMIT, RUNG_LAST, No
 from provisioner.core.model import BootDevice, HostState, Operation, Phase
 from provisioner.errors import Conflict, TrustError
 from provisioner.service.chance import digest_of
-from provisioner.service.worker import OUTAGE, Worker
+from provisioner.service.worker import OUTAGE
 from tests.parts.service_site import ACTOR, Agent, Site
 
 A_SECOND = timedelta(seconds=1)
@@ -213,8 +213,7 @@ class Interrupting:
 def ends_overdue(site: Site, happens: Callable[[], object]) -> None:
     """Have a worker end what is overdue, and something happen after it has looked."""
     clock = Interrupting(site.clock, 10**6, happens)
-    site_of = (site.store, site.transitions, site.performer, site.outbox)
-    worker = Worker(*site_of, clock, site.recovery)
+    worker = site.another_worker(clock=clock)
     clock.left = 2
     worker.end_overdue()
     assert clock.left <= 0, "it has happened"

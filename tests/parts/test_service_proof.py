@@ -9,7 +9,7 @@ from provisioner.core.model import HostState, Operation, Phase
 from provisioner.errors import Gone
 from provisioner.service.health import Finding, check_all
 from provisioner.service.proof import REPORT_AGE_MAX, REPORT_EVERY, UNSEEN_MAX
-from provisioner.service.worker import CHECK_EVERY, Examine, Worker
+from provisioner.service.worker import CHECK_EVERY
 from tests.parts.service_site import ACTOR, Agent, Site, profile_document, state_of
 
 SOAK = timedelta(seconds=60)
@@ -22,7 +22,9 @@ class Proving:
     def __init__(self, site: Site, soak: timedelta = SOAK, checks: tuple[str, ...] = ()) -> None:
         self.site = site
         # Seen from outside the host is well, whoever answers there.
-        self.worker = worker(site, lambda asked, _a, _e: [Finding(c, True, "well") for c in asked])
+        self.worker = site.another_worker(
+            examine=lambda asked, _a, _e: [Finding(c, True, "well") for c in asked]
+        )
         self.ask_for(soak, *checks)
         site.add_host()
         site.deploy("r1n1")
@@ -57,18 +59,6 @@ class Proving:
 
     def look(self) -> None:
         self.worker.check(self.operation.id)
-
-
-def worker(site: Site, examine: Examine) -> Worker:
-    return Worker(
-        site.store,
-        site.transitions,
-        site.performer,
-        site.outbox,
-        site.clock,
-        site.recovery,
-        examine=examine,
-    )
 
 
 # --- the system itself ----------------------------------------------------------------------
@@ -171,7 +161,7 @@ def test_a_short_pause_of_the_worker_costs_no_soak(site: Site) -> None:
 
 def test_a_unit_that_fails_within_the_soak_is_seen(site: Site) -> None:
     proving = Proving(site, checks=("systemd",))
-    proving.worker = worker(site, check_all)
+    proving.worker = site.another_worker(examine=check_all)
     proving.look()
     assert proving.operation.evidence["healthy_since"] is not None
     proving.agent.phone_home(failed_units=["nginx.service"])
@@ -185,7 +175,7 @@ def test_a_unit_that_fails_within_the_soak_is_seen(site: Site) -> None:
 
 def test_a_unit_that_had_failed_at_first_may_become_good(site: Site) -> None:
     proving = Proving(site, checks=("systemd",))
-    proving.worker = worker(site, check_all)
+    proving.worker = site.another_worker(examine=check_all)
     again = proving.agent.phone_home(failed_units=["nginx.service"])
     assert again == {"accepted": True, "ask_again": True}
     proving.look()
@@ -205,7 +195,7 @@ def test_a_report_that_comes_while_others_look_is_not_overlooked(site: Site) -> 
         proving.agent.phone_home(failed_units=["nginx.service"])
         return found
 
-    worker(site, examine).check(proving.operation.id)
+    site.another_worker(examine=examine).check(proving.operation.id)
     assert proving.operation.phase is Phase.PROVING
 
 

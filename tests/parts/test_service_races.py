@@ -13,7 +13,7 @@ from provisioner.core.profile import Check
 from provisioner.errors import Unavailable
 from provisioner.service.health import Finding
 from provisioner.service.performer import ATTEMPTS_MAX, Performer
-from provisioner.service.worker import LOOK_LIMIT, Examine, Worker
+from provisioner.service.worker import LOOK_LIMIT
 from tests.parts.service_site import ACTOR, SOFT_SHUTDOWN, Agent, Site
 
 SOAK = timedelta(seconds=11)  # and a little more than the profile's 10 s
@@ -21,19 +21,6 @@ SOAK = timedelta(seconds=11)  # and a little more than the profile's 10 s
 
 def found(checks: Sequence[Check], *, is_healthy: bool) -> list[Finding]:
     return [Finding(check, is_healthy, "as the test says") for check in checks]
-
-
-def worker(site: Site, examine: Examine) -> Worker:
-    """Another worker on the same database, with its own view of hosts."""
-    return Worker(
-        site.store,
-        site.transitions,
-        site.performer,
-        site.outbox,
-        site.clock,
-        site.recovery,
-        examine=examine,
-    )
 
 
 @pytest.fixture
@@ -44,27 +31,31 @@ def proving(site: Site) -> Operation:
     site.perform()
     agent = Agent(site).until(Phase.PROVING)
     operation = agent.operation()
-    worker(site, lambda checks, _a, _e: found(checks, is_healthy=True)).check(operation.id)
+    site.another_worker(examine=lambda checks, _a, _e: found(checks, is_healthy=True)).check(
+        operation.id
+    )
     site.clock.pass_(SOAK.total_seconds())
     agent.phone_home()
     return operation
 
 
 def test_a_whole_soak_time_of_health_is_success(site: Site, proving: Operation) -> None:
-    worker(site, lambda checks, _a, _e: found(checks, is_healthy=True)).check(proving.id)
+    site.another_worker(examine=lambda checks, _a, _e: found(checks, is_healthy=True)).check(
+        proving.id
+    )
     assert site.phase(proving) is Phase.SUCCEEDED
 
 
 def test_a_look_is_judged_by_what_others_saved_meanwhile(site: Site, proving: Operation) -> None:
     """Of two workers one finds the host ill while the other, which found it well, waits for
     the database: its soak time begins anew."""
-    other = worker(site, lambda checks, _a, _e: found(checks, is_healthy=False))
+    other = site.another_worker(examine=lambda checks, _a, _e: found(checks, is_healthy=False))
 
     def examine(checks: Sequence[Check], _address: str, _evidence: Json) -> list[Finding]:
         other.check(proving.id)
         return found(checks, is_healthy=True)
 
-    worker(site, examine).check(proving.id)
+    site.another_worker(examine=examine).check(proving.id)
     assert site.phase(proving) is Phase.PROVING
     assert site.at(proving).evidence["healthy_since"] == site.clock().isoformat()
 
@@ -75,13 +66,15 @@ def test_a_look_that_raises_what_nobody_expects_is_logged_and_the_next_one_judge
     def examine(_c: Sequence[Check], _a: str, _e: Json) -> list[Finding]:
         raise ZeroDivisionError
 
-    broken = worker(site, examine)
+    broken = site.another_worker(examine=examine)
     with capture_logs() as logs:
         broken.prove_booted()
         broken._checkers.shutdown()  # which waits for the round
     assert [one["event"] for one in logs if one["log_level"] == "error"] == ["health check raised"]
     assert site.phase(proving) is Phase.PROVING
-    worker(site, lambda checks, _a, _e: found(checks, is_healthy=True)).check(proving.id)
+    site.another_worker(examine=lambda checks, _a, _e: found(checks, is_healthy=True)).check(
+        proving.id
+    )
     assert site.phase(proving) is Phase.SUCCEEDED
 
 
@@ -92,7 +85,7 @@ def test_a_look_of_a_worker_that_stood_still_proves_nothing(site: Site, proving:
         site.clock.pass_(LOOK_LIMIT.total_seconds() + 60)
         return found(checks, is_healthy=True)
 
-    worker(site, examine).check(proving.id)
+    site.another_worker(examine=examine).check(proving.id)
     assert site.at(proving) == before
 
 

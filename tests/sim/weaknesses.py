@@ -40,7 +40,6 @@ from provisioner.service.lookup import host_named
 from provisioner.service.operations import Operations
 from provisioner.service.performer import Performer
 from provisioner.service.permissions import PERMISSION_S
-from provisioner.service.proof import HEARD_AT
 from provisioner.service.recovery import Recovery
 from provisioner.service.worker import Worker
 
@@ -217,17 +216,6 @@ class LooksAway(Worker):
         super().check(operation_id)
 
 
-class HearsTheSilent(Worker):
-    """Takes a system that was heard once for one that still reports."""
-
-    def check(self, operation_id: OperationId) -> None:
-        with self._store.begin() as tx:
-            told = tx.operation(operation_id)
-            heard = {HEARD_AT: self._clock().isoformat()}
-            tx.save_operation(replace(told, evidence={**told.evidence, **heard}))
-        super().check(operation_id)
-
-
 class Reopens(Worker):
     """Has what has failed tried again by setting it back."""
 
@@ -387,7 +375,7 @@ BREAKS: Final[dict[str, Parts]] = {
         (never.nobody_cuts_the_power_of_a_disk_being_written, PAST),
         (never.nobody_resets_a_system_at_work, Parts(pool=ResetsAnyway)),
         (never.success_rests_on_a_whole_soak_and_a_fresh_look, Parts(worker=LooksAway)),
-        (never.active_means_proven, Parts(agents=BelievesItsAgent, worker=HearsTheSilent)),
+        (never.active_means_proven, Parts(agents=BelievesItsAgent)),
         (never.a_host_is_active_only_by_success, Parts(store=_store(ActivatesEarly))),
         (never.every_open_operation_has_a_deadline, Parts(limits=Timeless())),
         (never.nothing_is_stuck, Parts(worker=NeverEnds)),

@@ -38,10 +38,7 @@ class View:
         self._is_observing = is_observing
 
     def fleet(self, group: str | None) -> Fleet:
-        if group is None:
-            return Fleet(self._total)
-        hosts, active = self._sizes.get(group, (0, 0))
-        return Fleet(self._total, Group(group, hosts, active, self._loads.get(group, Load())))
+        return _fleet(self._total, self._loads, self._sizes, group)
 
     def why_waits(self, queued: Queued) -> str | None:
         """Return what keeps a queued operation waiting; None when its turn has come."""
@@ -78,8 +75,7 @@ class GuardFacts:
 
     def view(self, tx: Tx, groups: Iterable[str | None], now: datetime) -> View:
         """Return how full the fleet is, with the sizes of these groups: two grouped queries."""
-        loads = tx.loads(started_after=now - STARTS_WINDOW, not_by=DISCOVERY_ACTOR)
-        sizes = tx.group_sizes(group for group in groups if group is not None)
+        loads, sizes = _counts(tx, groups, now)
         return View(loads, sizes, tx.breaker().why_open, self.rules, is_observing=tx.is_observing())
 
     def fleet(self, tx: Tx, host: Host, now: datetime) -> Fleet:
@@ -87,7 +83,8 @@ class GuardFacts:
         anything until the end of the transaction."""
         group = group_of(host)
         tx.breaker(lock=True)
-        return self.view(tx, [group], now).fleet(group)
+        loads, sizes = _counts(tx, [group], now)
+        return _fleet(sum(loads.values(), Load()), loads, sizes, group)
 
     def look_at_breaker(self, tx: Tx, now: datetime) -> None:
         """Open the breaker when too many hosts have failed, in the transaction of the last."""
@@ -103,6 +100,26 @@ class GuardFacts:
         detail = {"why": reason, "hosts": failed}
         tx.audit(now, "service", "breaker.opened", BREAKER_SUBJECT, detail)
         tx.add_event(Event(at=now, source="service", text=f"the breaker opened: {reason}"))
+
+
+def _counts(
+    tx: Tx, groups: Iterable[str | None], now: datetime
+) -> tuple[Mapping[str | None, Load], Mapping[str, tuple[int, int]]]:
+    loads = tx.loads(started_after=now - STARTS_WINDOW, not_by=DISCOVERY_ACTOR)
+    return loads, tx.group_sizes(group for group in groups if group is not None)
+
+
+def _fleet(
+    total: Load,
+    loads: Mapping[str | None, Load],
+    sizes: Mapping[str, tuple[int, int]],
+    group: str | None,
+) -> Fleet:
+    """Return how full the fleet is, as a host of `group` sees it."""
+    if group is None:
+        return Fleet(total)
+    hosts, active = sizes.get(group, (0, 0))
+    return Fleet(total, Group(group, hosts, active, loads.get(group, Load())))
 
 
 def group_of(host: Host) -> str | None:

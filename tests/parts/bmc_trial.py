@@ -18,7 +18,6 @@ from provisioner.core.model import BmcAddress, Operation, Phase
 from provisioner.errors import BmcBusy, BmcUnreachable, ProvisionerError
 from provisioner.service.performer import Performer
 from provisioner.service.proof import REPORT_EVERY
-from provisioner.service.worker import Worker
 from tests.faulty_bmc.faults import Faults, Traits
 from tests.faulty_bmc.server import FaultyBmc, Rack, running_rack
 from tests.faulty_bmc.simulated_host import Source
@@ -74,10 +73,7 @@ class Trial:
             return_patience=RETURN_PATIENCE,
             pause=self.pass_,
         )
-        worker = Worker(
-            *(site.store, site.transitions, performer, site.outbox, site.clock), site.recovery
-        )
-        self.site = replace(site, performer=performer, worker=worker)
+        self.site = replace(site, performer=performer)  # which makes a worker of its own
         self.disk, self.running = OLD, OLD
         self.netboots_without_ticket = 0
         self.meanwhile: Callable[[], None] = lambda: None  # is called whenever time has passed

@@ -194,6 +194,8 @@ class Worker:
         with _alone(operation_id), self._store.begin() as tx:
             # One transaction: a flag that was set before it is seen, or waits for it.
             operation = tx.operation(operation_id)
+            if operation.phase is not Phase.QUEUED:
+                return False  # another worker was quicker, or it was cancelled
             host = tx.host(operation.host_id)
             # The fleet first: it holds the breaker's row, so that nobody opens it after our look.
             fleet = self._guard.fleet(tx, host, self._clock())

@@ -15,7 +15,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, event, text
 
 from provisioner.core.bootplan import BootPlan, BootRequest, Ramdisk
-from provisioner.core.contracts import Archive, Clock, Outgoing
+from provisioner.core.contracts import Archive, Clock, Outgoing, Store
 from provisioner.core.diagnosis import Dhcp
 from provisioner.core.fleet import Rules
 from provisioner.core.lifecycle import LIMIT, Limits
@@ -136,9 +136,11 @@ class Site:
     def __post_init__(self) -> None:
         self.worker = self.another_worker(high_water=self.high_water)
 
-    def another_worker(self, *, clock: Clock | None = None, **more: Any) -> Worker:
+    def another_worker(
+        self, *, store: Store | None = None, clock: Clock | None = None, **more: Any
+    ) -> Worker:
         """Return a worker on the same database; `more` is what it does in its own way."""
-        parts = (self.store, self.transitions, self.performer, self.outbox)
+        parts = (store or self.store, self.transitions, self.performer, self.outbox)
         return Worker(*parts, clock or self.clock, self.recovery, **more)
 
     def perform(self, *, at_most: int = 100) -> int:

@@ -1,6 +1,6 @@
 """What came in between: found by the simulation, and held here."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 
@@ -87,6 +87,38 @@ def test_a_look_of_a_worker_that_stood_still_proves_nothing(site: Site, proving:
 
     site.another_worker(examine=examine).check(proving.id)
     assert site.at(proving) == before
+
+
+class _Beforehand:
+    """A store; something happens before a transaction begins, once."""
+
+    def __init__(self, store: Store, happens: Callable[[], object]) -> None:
+        self._store, self._happens = store, [happens]
+        self.read, self.close = store.read, store.close
+
+    def begin(self) -> AbstractContextManager[Tx]:
+        while self._happens:
+            self._happens.pop()()
+        return self._store.begin()
+
+
+def test_an_operation_that_another_worker_has_started_meanwhile_is_not_refused(site: Site) -> None:
+    """Two services on one database look at one queue, and the slower one finds it started."""
+    site.add_host()
+    (operation,) = site.operations.request_deployment(["r1n1"], "tiny@1", options={}, actor=ACTOR)
+    store = _Beforehand(site.store, site.worker.start_queued)
+    site.another_worker(store=store).start_queued()
+    assert site.phase(operation) is Phase.NETBOOTING
+    site.perform()
+    assert site.bmc().changes()[-2:] == ["next_boot network once", "power_on"]
+
+
+def test_an_operation_that_was_cancelled_before_its_start_stays_so(site: Site) -> None:
+    site.add_host()
+    (operation,) = site.operations.request_deployment(["r1n1"], "tiny@1", options={}, actor=ACTOR)
+    store = _Beforehand(site.store, lambda: site.operations.cancel(operation.id, actor=ACTOR))
+    site.another_worker(store=store).start_queued()
+    assert site.phase(operation) is Phase.CANCELLED
 
 
 def test_a_slow_bmc_does_not_switch_off_an_agent_at_work(site: Site) -> None:

@@ -68,6 +68,7 @@ def add_resume(result: Result, found: Resumed) -> None:
         f"{proven} of these succeeded, {again} of them by another attempt (a seed leaves once); "
         f"99 % of {len(found.all())} that stood still went on within {p99(found.all()):.2f} s"
     )
+    result.notes += [why for kill in found.kills for why in kill.failures]
 
 
 def add_takeover(result: Result, found: Takeovers) -> None:
@@ -97,6 +98,7 @@ def add_takeover(result: Result, found: Takeovers) -> None:
         f"{found.proven} of {found.open_} deployments that had not ended succeeded; "
         f"99 % were performed by the other within {p99(found.performed_s):.2f} s"
     )
+    result.notes += found.failures
 
 
 def _sim_rate(seed: int, say: Say) -> float:

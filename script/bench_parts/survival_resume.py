@@ -51,12 +51,17 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Ended:
-    """A deployment and what followed from it by itself. `ended_at` is the first one's end."""
+    """A deployment and what followed from it by itself. `ended_at` is the first one's end; `why`
+    says how each attempt failed, and what was decided then, when the last one did."""
 
     host: str
     attempts: int
     ended_at: float
-    is_proven: bool
+    why: str = ""
+
+    @property
+    def is_proven(self) -> bool:
+        return not self.why
 
 
 @dataclass
@@ -70,6 +75,7 @@ class Kill:
     proven: int = 0
     again: int = 0
     resumed_s: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -157,9 +163,21 @@ def ends(client: Client, asked: Sequence[Json]) -> list[Ended]:
         chain = [one for one in chain if one["generation"] >= first["generation"]]
         (own,) = [one for one in chain if one["id"] == first["id"]]
         ended_at = as_monotonic(own["ended_at"])
-        is_proven = chain[0]["phase"] == "succeeded"
-        ended.append(Ended(first["host"], len(chain), ended_at, is_proven))
+        ended.append(Ended(first["host"], len(chain), ended_at, how_it_failed(chain)))
     return ended
+
+
+def how_it_failed(chain: Sequence[Json]) -> str:
+    """Return how a chain of attempts, the newest first, failed; nothing when it did not."""
+    if chain[0]["phase"] == "succeeded":
+        return ""
+    attempts = []
+    for one in reversed(chain):
+        error, follow_up = one["error"] or {}, one["follow_up"] or {}
+        parts = [one["phase"], error.get("code"), error.get("message"), error.get("found")]
+        parts += [follow_up.get("what"), follow_up.get("why")]
+        attempts.append(", ".join(str(part) for part in parts if part))
+    return f"{chain[0]['host']}: " + "; then ".join(attempts)
 
 
 def _is_over(client: Client) -> bool:
@@ -183,6 +201,7 @@ def _judge(
             continue
         kill.open_ += 1
         kill.proven += one.is_proven
+        kill.failures += [f"{kill.victim} killed: {one.why}"] if one.why else []
         kill.again += one.attempts > 1
         events = client.host_events(one.host, limit=1000)
         told = [as_monotonic(event["at"]) for event in events]

@@ -58,6 +58,7 @@ class Takeovers:
     noticed_s: list[float] = field(default_factory=list)
     open_: int = 0
     proven: int = 0
+    failures: list[str] = field(default_factory=list)
 
     @property
     def lease_s(self) -> float:
@@ -121,6 +122,7 @@ def _round(
             if one.ended_at > killed_at:
                 found.open_ += 1
                 found.proven += one.is_proven
+                found.failures += [f"replica killed: {one.why}"] if one.why else []
     spoken = {_partition(host): host.exchanged_at() for host in hosts}
     for partition in held.values():
         after = [at for at in spoken[partition] if at > killed_at + LAST_WORDS_S]

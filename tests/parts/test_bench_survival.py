@@ -11,6 +11,7 @@ from script.bench_parts.survival_resume import (
     Kill,
     Resumed,
     as_monotonic,
+    how_it_failed,
     p99,
     resumed_after,
 )
@@ -48,7 +49,7 @@ def test_a_moment_of_the_service_is_compared_by_the_steady_clock() -> None:
 def test_what_did_not_end_well_and_what_was_tried_again_is_told() -> None:
     found = Resumed(seed=1, bare_s=[1.0], round_s=[4.0])
     found.kills = [
-        Kill(ALL, open_=20, proven=19, again=1, resumed_s=[2.0, 3.0]),
+        Kill(ALL, 0, 20, 19, 1, resumed_s=[2.0, 3.0], failures=["r1n1: failed, refused"]),
         Kill("prov-agent", open_=5, proven=5, resumed_s=[0.5]),
     ]
     result = Result("reference")
@@ -58,6 +59,22 @@ def test_what_did_not_end_well_and_what_was_tried_again_is_told() -> None:
     assert result.figures["resume_p99_s"] == 3.0
     assert result.figures["kills"] == {ALL: 1, "prov-agent": 1}
     assert [list(row.reference) for row in result.rows] == [[1.0], []]
+    assert result.notes[-1] == "r1n1: failed, refused"
+
+
+def test_each_attempt_of_a_chain_that_failed_says_how() -> None:
+    first = {
+        "host": "r1n1",
+        "phase": "failed",
+        "error": {"code": "no_ticket", "message": "it did not come", "found": None},
+        "follow_up": {"what": "attempt", "why": "1 of 2 attempts"},
+    }
+    second = first | {"error": {"code": "device", "message": "no answer"}, "follow_up": None}
+    assert how_it_failed([second, first]) == (
+        "r1n1: failed, no_ticket, it did not come, attempt, 1 of 2 attempts; "
+        "then failed, device, no answer"
+    )
+    assert not how_it_failed([second | {"phase": "succeeded"}, first])
 
 
 def test_a_takeover_ends_when_the_other_speaks_to_the_bmc() -> None:

@@ -36,9 +36,7 @@ def measure(options: Options) -> Result:
     result = Result("reference")
     add_resume(result, measure_resume(folder, options.runs, seed, options.say))
     add_takeover(result, measure_takeover(folder, options.runs, seed, options.say))
-    rates = [
-        _sim_rate(1 + run * SEEDS_PER_BATCH, options.say) for run in range(options.runs)
-    ]
+    rates = [_sim_rate(1 + run * SEEDS_PER_BATCH, options.say) for run in range(options.runs)]
     result.rows.append(Row("simulated reimages, each core", "1/s", rates))
     result.figures |= {"sim_reimages_per_s_core": median(rates), "seed": seed}
     return result

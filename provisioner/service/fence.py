@@ -46,7 +46,7 @@ class Fence:
         self._lease_left = lease_left
 
     @contextmanager
-    def acting(self, look: Callable[[], None]) -> Iterator[None]:
+    def acting(self, look: Callable[[], object]) -> Iterator[None]:
         """Have this thread's commands looked for first; `look` raises Overtaken."""
         self._acting.look = look
         try:
@@ -57,7 +57,7 @@ class Fence:
     def begin(self) -> tuple[timedelta, timedelta]:
         """Look once more. Return within what time the command has to begin, and to end; it must
         not be given when that is nothing."""
-        look: Callable[[], None] | None = getattr(self._acting, "look", None)
+        look: Callable[[], object] | None = getattr(self._acting, "look", None)
         if look is None:
             return NO_LIMIT, NO_LIMIT
         while True:
@@ -74,7 +74,7 @@ class CarefulBmc:
     """The `Bmc` port for an effect: each command that changes something is looked for first.
     `look` raises Overtaken when it is no longer wanted."""
 
-    def __init__(self, bmc: Bmc, fence: Fence, look: Callable[[], None]) -> None:
+    def __init__(self, bmc: Bmc, fence: Fence, look: Callable[[], object]) -> None:
         self._bmc = bmc
         self._fence = fence
         self._look = look

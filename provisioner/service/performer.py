@@ -82,15 +82,15 @@ class Performer:
 
     def perform(self, outgoing: Outgoing) -> None:
         """Make one effect true, unless a newer decision has overtaken it."""
-        looked = self._look_if_wanted(outgoing)
-        if looked is None:
-            return
-        operation, host = looked
+        try:
+            self._perform(outgoing, *self._look(outgoing))
+        except Overtaken:
+            asked_by, effect = outgoing.operation_id, str(outgoing.effect)
+            log.info("effect overtaken", operation=asked_by, effect=effect)
+
+    def _perform(self, outgoing: Outgoing, operation: Operation, host: Host) -> None:
         try:
             fact = self._with_retries(outgoing, operation, host)
-        except Overtaken:
-            log.info("effect overtaken", host=host.name, effect=str(outgoing.effect))
-            return
         except BmcAuthFailed as error:
             self._feed_patiently(outgoing, operation, host, E.BMC_LOGIN_REFUSED, error)
             return
@@ -100,31 +100,26 @@ class Performer:
         if fact is not None:
             self._feed_patiently(outgoing, operation, host, fact, None)
 
-    def _look(self, outgoing: Outgoing) -> tuple[Operation, Host, bool]:
-        """Return the operation and its host, and whether the effect is over: overtaken by a
-        newer decision, or performed with its result saved."""
+    def _look(self, outgoing: Outgoing) -> tuple[Operation, Host]:
+        """Return what the database says now, however long it is away.
+
+        Raises Overtaken when the effect is over: by a newer decision, with its host, or
+        performed with its result saved.
+        """
+        try:
+            operation, host, is_over = self._patiently(partial(self._read, outgoing))
+        except NotFound as error:  # the host was deleted meanwhile, and nothing is owed to it
+            raise Overtaken from error
+        if is_over or not is_wanted(outgoing.effect, outgoing.generation, operation, host):
+            raise Overtaken
+        return operation, host
+
+    def _read(self, outgoing: Outgoing) -> tuple[Operation, Host, bool]:
         with self._store.read() as tx:
             operation = tx.operation(outgoing.operation_id)
-            host = tx.host(operation.host_id)
             # A restored queue holds wishes of the past; reconciling ends what they belong to.
-            was_fed = tx.is_observing() or tx.recall(_fed(outgoing)) is not None
-        wanted = is_wanted(outgoing.effect, outgoing.generation, operation, host)
-        return operation, host, was_fed or not wanted
-
-    def _look_again(self, outgoing: Outgoing) -> None:
-        """Raise Overtaken when the effect is no longer wanted."""
-
-        def look() -> None:
-            with self._store.read() as tx:
-                now, asked = tx.operation(outgoing.operation_id), outgoing.generation
-                wanted = is_wanted(outgoing.effect, asked, now, tx.host(now.host_id))
-                if not wanted or tx.is_observing():
-                    raise Overtaken
-
-        try:
-            self._patiently(look)
-        except NotFound as error:
-            raise Overtaken from error
+            is_over = tx.is_observing() or tx.recall(_fed(outgoing)) is not None
+            return operation, tx.host(operation.host_id), is_over
 
     def _patiently(self, ask_database: Callable[[], T]) -> T:
         """Return what `ask_database` returns, however long the database is away. The BMC's
@@ -143,11 +138,10 @@ class Performer:
     def _with_retries(self, outgoing: Outgoing, operation: Operation, host: Host) -> E | None:
         """Make the effect true, in a few attempts. A wrong password is used in one only."""
         began_at, attempts, effect = self._clock(), 0, outgoing.effect
-        look = partial(self._look_if_wanted, outgoing)
         while True:
             assert host.bmc is not None
             try:
-                return self._wishes.make_true(self._wish(outgoing, host.bmc, host, operation, look))
+                return self._wishes.make_true(self._wish(outgoing, host.bmc, host, operation))
             except Overtaken:
                 raise
             except BmcAuthFailed as error:
@@ -167,26 +161,18 @@ class Performer:
             self._pause(pause_s)
             # The host may have come into the network meanwhile, or been given up, or its BMC
             # been given another password.
-            looked = look()
-            if looked is None:
-                return None
-            operation, host = looked
+            operation, host = self._look(outgoing)
 
     def _wish(
-        self,
-        outgoing: Outgoing,
-        address: BmcAddress,
-        host: Host,
-        operation: Operation,
-        look: Callable[[], tuple[Operation, Host] | None],
+        self, outgoing: Outgoing, address: BmcAddress, host: Host, operation: Operation
     ) -> Wish:
-        again = partial(self._look_again, outgoing)
+        look = partial(self._look, outgoing)
         return Wish(
             outgoing.effect,
-            CarefulBmc(self._pool.bmc(address), self._fence, again),
+            CarefulBmc(self._pool.bmc(address), self._fence, look),
             host,
             operation,
-            is_wanted=lambda: look() is not None,
+            look,
             begin_reset=partial(self._begin_reset, operation),
         )
 
@@ -196,17 +182,6 @@ class Performer:
             return RETRY_PAUSE_S
         is_patient = isinstance(effect, ReturnToDisk) and lasted < self._return_patience
         return RETURN_PAUSE_S if is_patient else None
-
-    def _look_if_wanted(self, outgoing: Outgoing) -> tuple[Operation, Host] | None:
-        """Return what the database says now; None when the effect is no longer wanted."""
-        try:
-            operation, host, is_over = self._patiently(lambda: self._look(outgoing))
-        except NotFound:  # the host was deleted meanwhile, and nothing is owed to it
-            return None
-        if is_over:
-            log.info("effect overtaken", host=host.name, effect=str(outgoing.effect))
-            return None
-        return operation, host
 
     def _begin_reset(self, operation: Operation) -> bool:
         """Note a reset before it is done; False when one was noted before.

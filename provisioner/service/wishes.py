@@ -44,14 +44,14 @@ POLL_MAX_S: Final = 2.0
 
 @dataclass(frozen=True)
 class Wish:
-    """One effect on one host. `is_wanted` asks whether nothing newer was decided;
-    `begin_reset` notes the one reset that an operation may have, and says whether it is that."""
+    """One effect on one host. `look` raises when something newer was decided; `begin_reset`
+    notes the one reset that an operation may have, and says whether it is that."""
 
     effect: Effect
     bmc: Bmc
     host: Host
     operation: Operation
-    is_wanted: Callable[[], bool]
+    look: Callable[[], object]
     begin_reset: Callable[[], bool]
 
 
@@ -72,15 +72,16 @@ class Wishes:
         self._pause = pause
 
     def make_true(self, wish: Wish) -> E | None:
-        """Return what has become true; None when nobody waits for it, or it was overtaken.
+        """Return what has become true; None when nobody waits for it.
 
-        Raises what the BMC's exchanges raise, and BmcDisobeyed when it agreed and the host
-        was not seen to follow.
+        Raises what looking and the BMC's exchanges raise, and BmcDisobeyed when it agreed and
+        the host was not seen to follow.
         """
         effect = wish.effect
         if isinstance(effect, PowerOff):
             soft = effect.soft and wish.operation.options.get("soft_shutdown", True)
-            return E.POWERED_OFF if self._power_off(wish, soft=bool(soft)) else None
+            self._power_off(wish, soft=bool(soft))
+            return E.POWERED_OFF
         if isinstance(effect, SetNextBoot):
             _set_next_boot(wish, effect)
             return E.NEXT_BOOT_SET
@@ -93,8 +94,8 @@ class Wishes:
         self._return_to_disk(wish)
         return None
 
-    def _power_off(self, wish: Wish, *, soft: bool) -> bool:
-        """Return True when the host is off, False when that is no longer wanted.
+    def _power_off(self, wish: Wish, *, soft: bool) -> None:
+        """Return when the host is off.
 
         The power is cut whatever is read: this is asked for again when no ticket came back,
         and what was read the last time may be why.
@@ -103,15 +104,14 @@ class Wishes:
         is_off = partial(_is_off, bmc)
         if soft:
             if is_off():
-                return True
+                return
             _tell(partial(bmc.power_off, soft=True))
             if self._comes_true(is_off, self._soft_shutdown_limit):
-                return True
+                return
             log.warning("soft shutdown took too long, switching off", host=host.name)
             # It may have been on its way into the network when it was asked: then it saw no
             # power button, and its agent may be writing by now.
-            if not wish.is_wanted():
-                return False
+            wish.look()
         _tell(partial(bmc.power_off, soft=False), is_so=is_off)
         if not self._comes_true(is_off, POWER_LIMIT):
             raise BmcDisobeyed(
@@ -121,7 +121,6 @@ class Wishes:
                 found="its BMC acknowledged and reports it on",
                 hint="look at the BMC; it may need a cold reset",
             )
-        return True
 
     def _power_on(self, wish: Wish) -> None:
         """Tell the host to be on, also when it is read to be: that may be the lie."""
@@ -168,8 +167,7 @@ class Wishes:
         was_asked = bool(operation.options.get("soft_shutdown", True)) and operation.rung == 0
         may_shut_down = was_asked and AGENT_HEARD_AT not in operation.evidence
         for _ in self._looks(self._soft_shutdown_limit):
-            if not wish.is_wanted():
-                return
+            wish.look()
             if wish.bmc.power() is PowerState.OFF:
                 wish.bmc.power_on()
                 return

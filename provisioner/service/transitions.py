@@ -109,16 +109,12 @@ class Transitions:
             )
         elif step.operation.is_final and self._goes_off_again(step):
             step = replace(step, effects=in_quarantine(step.effects, step.operation, self._policy))
-        tx.save_operation(step.operation)
-        if step.host != host:
-            tx.save_host(step.host)
+        self._save(tx, host, step)
         self._record(tx, before, host, step, actor)
         if event is E.BMC_LOGIN_REFUSED:
             self._let_nothing_log_in(tx, host.id)
         if isinstance(permit, TicketPermit):
             self.issue_ticket(tx, step.operation, host, permit)
-        for effect in step.effects:
-            self._enqueue(tx, step.operation, step.host, effect)
         if step.operation.is_final:
             self._close(tx, step, ending)
         return step
@@ -149,12 +145,8 @@ class Transitions:
         ending = settled(operation, host, (), decided, self._policy)
         kept = {**(ending.operation.follow_up or {}), "instead_of": instead_of}
         ending = replace(ending, operation=replace(ending.operation, follow_up=kept))
-        tx.save_operation(ending.operation)
-        if ending.host != host:
-            tx.save_host(ending.host)
+        self._save(tx, host, ending)
         record(tx, ending, self._clock())
-        for effect in ending.effects:
-            self._enqueue(tx, ending.operation, ending.host, effect)
         return ending
 
     def call_off(self, tx: Tx, operation: Operation, actor: str) -> Operation:
@@ -211,6 +203,14 @@ class Transitions:
                 serial=known_serial(host.serial),
             )
         )
+
+    def _save(self, tx: Tx, was: Host, decided: Step | Ending) -> None:
+        """Save an operation, its host where it is not what it was, and what is wished for."""
+        tx.save_operation(decided.operation)
+        if decided.host != was:
+            tx.save_host(decided.host)
+        for effect in decided.effects:
+            self._enqueue(tx, decided.operation, decided.host, effect)
 
     def _enqueue(self, tx: Tx, operation: Operation, host: Host, effect: Effect) -> None:
         if host.bmc is None:  # discovered hosts have none yet; there is nobody to tell

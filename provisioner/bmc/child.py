@@ -283,7 +283,7 @@ def _be_the_child(line: bytes, deadline: Deadline, write_end: int, parent: int) 
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         request = json.loads(line)
         # Who names no moments is not the service, and asks for an exchange without any.
-        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        now = _boot_time()
         is_late = now > request.get("begin_by", now)
         lives = os.getppid() == parent  # else it died before the first line took effect
         if lives and not is_late and _ends_at(request.get("until", now + LONGEST_SECONDS)):
@@ -293,15 +293,20 @@ def _be_the_child(line: bytes, deadline: Deadline, write_end: int, parent: int) 
 
 
 def _ends_at(until: float) -> bool:
-    """Have the kernel end this process at `until` of CLOCK_BOOTTIME; False when that is past.
+    """Have the kernel end this process at `until` of `_boot_time`; False when that is past.
 
     The service ends an exchange that takes too long, but not while it is stopped itself. A
     command that waited in a frozen process would reach a host whose deployment went on.
     """
-    left = until - time.clock_gettime(time.CLOCK_BOOTTIME)
+    left = until - _boot_time()
     if left > 0:
         signal.setitimer(signal.ITIMER_REAL, left)
     return left > 0
+
+
+def _boot_time() -> float:
+    """Return the time on the service's clock, provisioner/boot_time.py; not to be imported here."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _read_while_service_lives(read_end: int, child: int) -> bytes:

@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from provisioner.boot_time import boot_time
 from provisioner.core.model import BmcAddress, BootDevice, PowerState, WeakLogin
 from provisioner.errors import (
     BmcAuthFailed,
@@ -158,7 +159,7 @@ class IpmiPool:
                 f"the exchange with BMC {address} was held up for too long, and not begun",
                 hint="this process was stopped; it looks again first",
             )
-        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        now = boot_time()
         return {
             "begin_by": now + min(begin, no_limit).total_seconds(),
             "until": now + min(end, no_limit).total_seconds(),

@@ -6,23 +6,18 @@ has to end before what it belongs to may be another process's.
 """
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Final
 
+from provisioner.boot_time import boot_time
 from provisioner.core.contracts import Bmc
 from provisioner.core.model import BootDevice, PowerState
 
 # From the last look to the beginning of the command: milliseconds, unless we are stopped.
 LOOK_HOLDS: Final = timedelta(seconds=5)
 NO_LIMIT: Final = timedelta.max
-
-
-def boot_time() -> float:
-    """Return seconds that also pass while this process, or this machine, is stopped."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Overtaken(Exception):

@@ -16,6 +16,8 @@ from typing import Final
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
+from ..boot_time import boot_time
+
 # PostgreSQL needs a moment to notice that a killed holder's connection is gone, and a killed
 # process a moment to be gone.
 HOLDER_GONE_LIMIT: Final = timedelta(seconds=2)
@@ -56,7 +58,7 @@ class NameLock:
         if self._connection is None:
             return self._file is not None
         # Before asking: when the server heard of it is not known more exactly.
-        asked_at = _boot_time()
+        asked_at = boot_time()
         try:
             self._connection.execute(_STILL_THERE)
         except DBAPIError:
@@ -71,7 +73,7 @@ class NameLock:
             return timedelta.max
         if self._connection is None:
             return timedelta()
-        return LEASE - timedelta(seconds=_boot_time() - self._renewed_at)
+        return LEASE - timedelta(seconds=boot_time() - self._renewed_at)
 
     def release(self) -> None:
         if self._file is not None:
@@ -99,7 +101,7 @@ class NameLock:
 
     def _lock_in_database(self, wait: timedelta) -> bool:
         connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        asked_at = _boot_time()
+        asked_at = boot_time()
         connection.execute(_LEASE)
         end = time.monotonic() + wait.total_seconds()
         while not connection.execute(_LOCK, {"number": self._number()}).scalar():
@@ -108,18 +110,13 @@ class NameLock:
                 connection.close()
                 return False
             time.sleep(ASK_AGAIN.total_seconds())
-            asked_at = _boot_time()
+            asked_at = boot_time()
         self._connection, self._renewed_at = connection, asked_at
         return True
 
     def _number(self) -> int:
         digest = hashlib.sha256(f"provisioner {self._name}".encode()).digest()
         return int.from_bytes(digest[:8], "big", signed=True)
-
-
-def _boot_time() -> float:
-    """Return seconds that also pass while this process, or this machine, is stopped."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _took(file: int) -> bool:

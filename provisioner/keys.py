@@ -21,8 +21,9 @@ from .core.model import Secret
 from .errors import RequestError
 from .release_keys import RELEASE_KEY as RELEASE_KEY
 from .release_keys import RELEASE_PUB as RELEASE_PUB
-from .release_keys import check_in_use, new_pair, write_secret
+from .release_keys import check_in_use, new_pair
 from .release_keys import parse as parse_public
+from .whole_files import write_secret
 
 if TYPE_CHECKING:
     from cryptography import x509

@@ -5,19 +5,18 @@ change replaces one file as a whole, and no private key is ever lost: one that g
 stays as `release-<id>.key`.
 """
 
-import fcntl
 import hashlib
 import os
 import re
-import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from .core.trust import KEYS_MAX, key_id
 from .errors import Conflict, NotFound, RequestError
+from .whole_files import FOR_ITS_OWNER, alone_in, replace_whole, sync, write_secret
 
 RELEASE_KEY: Final = "release.key"
 RELEASE_PUB: Final = "release.pub"
@@ -121,7 +120,7 @@ def new_release_key(folder: Path) -> ReleaseKey:
         if not old.exists():
             os.link(folder / RELEASE_KEY, old)
         os.replace(aside, folder / RELEASE_KEY)
-        _sync(folder)
+        sync(folder)
     return replace(made, is_in_use=True)
 
 
@@ -175,15 +174,6 @@ def new_pair() -> tuple[str, str]:
     return private.decode(), public.decode()
 
 
-def write_secret(path: Path, content: str) -> None:
-    """Write a new file that only its owner may read, and wait until it is on the disk."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(file, "w", encoding="utf-8") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
 def _id_of_private(pem: str) -> str:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -210,35 +200,13 @@ def _named(known: Sequence[ReleaseKey], key: str) -> ReleaseKey:
 
 
 def _write_public(folder: Path, keys: Sequence[ReleaseKey]) -> None:
-    aside = folder / f".{RELEASE_PUB}.{secrets.token_hex(8)}"
-    try:
-        write_secret(aside, "".join(key.pem for key in keys))
-        os.replace(aside, folder / RELEASE_PUB)
-    finally:
-        aside.unlink(missing_ok=True)
-    _sync(folder)
+    text = "".join(key.pem for key in keys)
+    replace_whole(folder / RELEASE_PUB, text, FOR_ITS_OWNER)
 
 
 def _file_name(key: str) -> str:
     return f"release-{key[:_ID_IN_NAME]}.key"
 
 
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the folder against a second change; the lock dies with the process."""
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise Conflict(f"somebody else is changing the keys in {folder}") from error
-    finally:
-        os.close(file)
-
-
-def _sync(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+def _alone_in(folder: Path) -> AbstractContextManager[None]:
+    return alone_in(folder, f"somebody else is changing the keys in {folder}")

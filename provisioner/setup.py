@@ -4,14 +4,11 @@ Never overwrites. Everything is made aside and moved into place whole, the confi
 last: an interrupted run leaves nothing half-written, and the next one finishes the work.
 """
 
-import fcntl
 import ipaddress
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -19,9 +16,9 @@ from urllib.parse import urlsplit
 
 from .errors import Conflict, RequestError
 from .keys import ADMIN_TOKEN, FOLDER, make_keys
-from .release_keys import write_secret
 from .setting_types import WILDCARDS, Address
 from .settings import CONFIG_FILE, Settings, load
+from .whole_files import alone_in, sync, write_secret
 
 CLIENT_FILE: Final = "client.toml"
 API_LISTEN: Final = Address("127.0.0.1", 8080)
@@ -61,7 +58,7 @@ def initialise(folder: Path, plan: Plan) -> Settings:
     folder = folder.absolute()
     plan = completed(plan)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _alone_in(folder):
+    with alone_in(folder, f"another run is initialising {folder}"):
         if (folder / CONFIG_FILE).exists():
             raise Conflict(
                 f"{folder / CONFIG_FILE} exists; nothing was changed",
@@ -95,7 +92,7 @@ def _write(folder: Path, aside: Path, plan: Plan) -> None:
         os.rename(aside / FOLDER, folder / FOLDER)
     os.rename(aside / CLIENT_FILE, folder / CLIENT_FILE)
     os.rename(aside / CONFIG_FILE, folder / CONFIG_FILE)
-    _sync(folder)
+    sync(folder)
 
 
 def completed(plan: Plan) -> Plan:
@@ -169,24 +166,3 @@ def client_text(api: Address, token: str) -> str:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(api.host, api.host)
     url = f"http://{Address(host, api.port)}"
     return f"url = {json.dumps(url)}\ntoken = {json.dumps(token)}\n"
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the folder against a second run; the lock dies with the process."""
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise Conflict(f"another run is initialising {folder}") from error
-    finally:
-        os.close(file)
-
-
-def _sync(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -25,6 +25,7 @@ from provisioner.imaging import cpio
 from provisioner.imaging import ramdisk_contents as contents
 from provisioner.imaging.ramdisk_tree import CLOSURE, COMPILE, PYTHON_FOLDER, lay_out, run_python
 from provisioner.imaging.tools import run
+from provisioner.whole_files import sync
 
 DEFAULT_KERNEL: Final = "linux-image-amd64"
 LAB_KERNEL: Final = contents.VIRTUAL_KERNEL
@@ -279,8 +280,4 @@ def _sha256(path: Path) -> str:
 
 def _flush(folder: Path, files: Iterable[Path] | None = None) -> None:
     for path in (*(sorted(folder.iterdir()) if files is None else files), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(path)

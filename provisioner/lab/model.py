@@ -4,7 +4,6 @@ Decides names, addresses and serial numbers; starts nothing.
 """
 
 import json
-import os
 import secrets
 import string
 import uuid
@@ -15,6 +14,7 @@ from typing import Any, Final, Literal, cast
 
 from provisioner.errors import NotFound, RequestError
 from provisioner.lab.processes import Process
+from provisioner.whole_files import FOR_ITS_OWNER, replace_whole
 
 Firmware = Literal["bios", "uefi", "secure-boot"]
 BootOrder = Literal["disk-first", "network-first"]
@@ -237,12 +237,8 @@ def _wish_of(host: Host) -> LabHost:
 def write_description(directory: Path, description: Description) -> None:
     """Write `lab.json` in one step, for its owner's eyes only: it holds the BMC passwords."""
     values = {"format": FORMAT, "bridge": BRIDGE, "address": BRIDGE_ADDRESS, **asdict(description)}
-    fresh = directory / f"{DESCRIPTION}.new"
-    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w") as file:
-        json.dump(values, file, indent=2)
-        file.write("\n")
-    fresh.replace(directory / DESCRIPTION)
+    text = json.dumps(values, indent=2) + "\n"
+    replace_whole(directory / DESCRIPTION, text, FOR_ITS_OWNER)
 
 
 def read_description(directory: Path) -> Description:

@@ -4,7 +4,6 @@ DHCP tells nobody whether Secure Boot is on, and such a host refuses iPXE. So wh
 enrolled as `secure-boot` gets shim, by MAC.
 """
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import structlog
 from provisioner.errors import ProvisionerError
 from provisioner.netboot.dhcp import SHIM_TAG
 from provisioner.netboot.quoting import mac
+from provisioner.whole_files import replace_whole
 
 # A host that is enrolled and reimaged at once asks for its address after some seconds.
 LOOK_S: Final = 2.0
@@ -72,9 +72,7 @@ class ShimHosts:
             self._failed = False
         if self._file.exists() and self._file.read_text() == text:
             return False
-        fresh = self._file.with_name(f"{self._file.name}.new")
-        fresh.write_text(text)
-        os.replace(fresh, self._file)
+        replace_whole(self._file, text)
         log.info("hosts with Secure Boot on", count=text.count("\n"))
         return True
 

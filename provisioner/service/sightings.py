@@ -3,7 +3,6 @@ and by hosts that come with a ticket, token or nonce of ours for an operation it
 has not come so far with."""
 
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -16,6 +15,7 @@ import structlog
 from provisioner.core.contracts import Clock, Sighting, Store, Tx
 from provisioner.core.model import Json, Phase
 from provisioner.errors import NotFound
+from provisioner.whole_files import replace_whole
 
 from .chance import Derived, Issued, digest_of, drawn_at
 
@@ -134,12 +134,7 @@ class MarkFile:
             return None
 
     def write(self, mark: Mark) -> None:
-        aside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        with aside.open("w", encoding="ascii") as file:
-            json.dump(mark.__dict__, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, self._path)
+        replace_whole(self._path, json.dumps(mark.__dict__))
 
 
 class HighWater:

@@ -10,6 +10,7 @@ import click
 from provisioner.errors import ConfigError, RequestError, Unavailable
 from provisioner.failpoints import VARIABLE, Failpoints, find_failpoints
 from provisioner.settings import Settings, find_settings
+from provisioner.whole_files import replace_whole
 
 from .logs import set_up_logs
 from .supervisor import Part, Supervisor
@@ -44,7 +45,7 @@ def serve(config: Path | None, only: tuple[str, ...], ready_file: Path | None) -
     def on_ready() -> None:
         click.echo(f"ready {told}")
         if ready_file is not None:
-            _write_whole(ready_file, told + "\n")
+            replace_whole(ready_file, told + "\n")
         _notify("READY=1")
 
     try:
@@ -89,12 +90,6 @@ def _addresses(settings: Settings, chosen: frozenset[str]) -> str:
     if "worker" in chosen:
         told.append("worker")
     return " ".join(told)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def _notify(state: str) -> None:

@@ -1,0 +1,64 @@
+"""Small files that are there whole or not at all, also when the process or the power ends."""
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from .errors import Conflict
+
+FOR_ITS_OWNER: Final = 0o600
+FOR_ALL: Final = 0o666  # as far as the umask lets
+
+
+def write_new(path: Path, text: str, mode: int) -> None:
+    """Write a new file, and wait until it is on the disk. Raises FileExistsError."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(file, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Write a new file that only its owner may read, as `write_new` does."""
+    write_new(path, text, FOR_ITS_OWNER)
+
+
+def replace_whole(path: Path, text: str, mode: int = FOR_ALL) -> None:
+    """Let a file have this content, or keep the one it had; wait until that is on the disk."""
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        write_new(aside, text, mode)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or what a folder says of its files' names, is on the disk."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def alone_in(folder: Path, otherwise: str) -> Iterator[None]:
+    """Hold the folder against others who do so; the lock dies with the process.
+
+    Raises Conflict, which says `otherwise`, when somebody has it.
+    """
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise Conflict(otherwise) from error
+    finally:
+        os.close(file)

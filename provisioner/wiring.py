@@ -184,7 +184,7 @@ def build(settings: Settings, reach: Reach | None = None) -> Service:
     from .service.transitions import Transitions
     from .service.why import Why
     from .store.durable import DbosEffectQueue
-    from .store.rows import Sealing
+    from .store.sealing import Sealing
     from .store.sql_store import SqlStore
 
     engine = engine_of(settings)

@@ -104,6 +104,13 @@ SAFETY: Final = (
         SERVICE,
     ),
     Cause(
+        "profile_unreadable",
+        code("profile_unreadable"),
+        "what {host} is to be made of is not known: {message}",
+        ("{hint}", AGAIN),
+        SERVICE,
+    ),
+    Cause(
         "release_revoked",
         code("release_revoked"),
         "{release} was revoked while it was being deployed: {message}",

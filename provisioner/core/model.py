@@ -3,6 +3,7 @@
 Plain frozen values. No I/O, no clock, no chance; `lifecycle.py` alone changes a state.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -295,12 +296,19 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Profile:
-    """One revision of a profile: `document` is its validated content, `digest` names it."""
+    """One revision of a profile; `digest` names it. `text` is its validated content as JSON, a
+    secret since nobody knows which of its variables are."""
 
     name: str
     digest: str
-    document: Json
+    text: Secret
     created_at: datetime
+
+    @property
+    def document(self) -> Json:
+        """Its content, opened now. Raises ProfileUnreadable when what is kept does not open."""
+        document: Json = json.loads(self.text.reveal())
+        return document
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from provisioner.errors import RequestError
+from provisioner.errors import RequestError, TrustError
 
 from .disks import DiskRule
-from .model import Json, Profile
+from .model import Json, Profile, Secret
 
 SOAK_DEFAULT_S: Final = 10
 SOAK_MAX_S: Final = 3600
@@ -30,6 +30,12 @@ _HTTP_PATH: Final = re.compile(r"/[!-~]{0,1023}")
 _PLACE: Final = re.compile(r"\$\{([^}]*)\}")
 
 
+class ProfileUnreadable(TrustError):
+    """A profile is kept sealed, and does not open: whoever needs what it says has to stop."""
+
+    code = "profile_unreadable"
+
+
 @dataclass(frozen=True)
 class Check:
     """One health check. `kind` is tcp, ssh, http or systemd; `port` and `path` where they
@@ -41,7 +47,7 @@ class Check:
     status: int = 200
 
     def __str__(self) -> str:
-        return self.kind if self.kind == "systemd" else f"{self.kind}:{self.port}"
+        return f"{self.kind}:{self.port}" if self.port else self.kind
 
 
 _CHECKS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -83,9 +89,22 @@ def revision(name: str, document: Json, created_at: datetime) -> Profile:
         raise RequestError(
             f"profile {name} is too large", expected=DOCUMENT_BYTES_MAX, found=len(text)
         )
-    return Profile(
-        name, hashlib.sha256(name.encode() + b"\0" + text).hexdigest(), document, created_at
-    )
+    digest = hashlib.sha256(name.encode() + b"\0" + text).hexdigest()
+    return Profile(name, digest, text_of(document), created_at)
+
+
+def text_of(document: Json) -> Secret:
+    """Return the document as a profile holds it, its keys in the order that they were given."""
+    return Secret(json.dumps(document, ensure_ascii=False))
+
+
+def is_readable(profile: Profile) -> bool:
+    """Say whether what is kept of the profile opens."""
+    try:
+        profile.text.reveal()
+    except ProfileUnreadable:
+        return False
+    return True
 
 
 def canonical(document: Json) -> bytes:

@@ -147,6 +147,7 @@ FAILURES: Final[Mapping[str, Failure]] = {
     "several_disks_match": _SAME_AGAIN,
     # The release was not even begun.
     "queued_timed_out": Failure(blames_release=False),
+    "profile_unreadable": replace(_SAME_AGAIN, blames_release=False),
 }  # fmt: skip
 # A person reconciled a restored database: what follows is theirs.
 A_PERSONS: Final = ("database_restored",)
@@ -331,7 +332,9 @@ class _Case:
         if chain.cause is Cause.ROLLBACK:
             return f"going back to {name} failed in {operation.id} ({code})"
         tried = f"attempt {chain.attempt} of {chain.attempts_max}"
-        return f"{name} failed in {operation.id}, {tried} ({code})"
+        told = f"{name} failed in {operation.id}, {tried} ({code})"
+        refused = self.facts.refused.get(operation.release or "")
+        return f"{told}, and is not tried again: {refused}" if refused else told
 
 
 def _is_a_persons(operation: Operation, host: Host) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from provisioner.core.contracts import Clock, Store
 from provisioner.core.model import Json, Profile
-from provisioner.core.profile import revision
+from provisioner.core.profile import is_readable, revision
 from provisioner.errors import Conflict, NotFound
 
 from .seeds import check_renders
@@ -18,7 +18,8 @@ class Profiles:
         self._clock = clock
 
     def save(self, name: str, document: Json, *, actor: str) -> Profile:
-        """Save a revision. Saving the same content again changes nothing.
+        """Save a revision. Saving the same content again changes nothing, unless what is kept
+        of it does not open any more.
 
         Raises RequestError that names the key at fault.
         """
@@ -26,7 +27,8 @@ class Profiles:
         check_renders(profile)
         with self._store.begin() as tx:
             newest = tx.profile(name)
-            if newest is not None and newest.digest == profile.digest:
+            is_same = newest is not None and newest.digest == profile.digest
+            if newest is not None and is_same and is_readable(newest):
                 return newest
             tx.save_profile(profile)
             tx.audit(self._clock(), actor, "profile.saved", name, {"digest": profile.digest})

@@ -99,7 +99,8 @@ def check_can_be_proven(host: Host, profile: Profile, limits: Limits) -> None:
 
 
 def profile_of(tx: Tx, host: Host) -> Profile:
-    """Return the host's profile, whose rule picks the disk. Raises Conflict without one."""
+    """Return the host's profile, whose rule picks the disk. Raises Conflict without one, and
+    ProfileUnreadable for one that does not open: its host could only be started in vain."""
     profile = tx.profile(host.profile) if host.profile else None
     if profile is None:
         raise Conflict(
@@ -109,6 +110,7 @@ def profile_of(tx: Tx, host: Host) -> Profile:
             found=host.profile,
             hint=f"provisioner host change {host.name} --profile NAME",
         )
+    profile.text.reveal()
     return profile
 
 

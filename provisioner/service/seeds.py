@@ -4,7 +4,7 @@ Pure over its inputs. The user's text is data: it is parsed, filled in and writt
 never handed to a template engine.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,8 +30,8 @@ def render_seed(
     The instance id is new for each deployment, so cloud-init runs everything anew.
     Raises RequestError for a `${name}` that stands for nothing.
     """
-    lookup = _lookup(host, profile)
     document = profile.document
+    lookup = _lookup(host, profile.name, document)
     network = document.get("network") or _default_network(host)
     return {
         "meta-data": _yaml(
@@ -53,9 +53,10 @@ def check_renders_for(host: Host, profile: Profile) -> None:
 
     Found out later, when the seed is handed out, the old system would be gone already.
     """
-    lookup = _lookup(host, profile)
-    filled(profile.document.get("cloud_config", {}), lookup)
-    filled(profile.document.get("network", {}), lookup)
+    document = profile.document
+    lookup = _lookup(host, profile.name, document)
+    filled(document.get("cloud_config", {}), lookup)
+    filled(document.get("network", {}), lookup)
 
 
 def _default_network(host: Host) -> Json:
@@ -67,7 +68,7 @@ def _default_network(host: Host) -> Json:
     return {"version": 2, "ethernets": nics}
 
 
-def _lookup(host: Host, profile: Profile) -> Callable[[str], str]:
+def _lookup(host: Host, profile: str, document: Json) -> Callable[[str], str]:
     values: dict[str, Any] = {
         "host.name": host.name,
         "host.mac": host.macs[0],
@@ -75,7 +76,7 @@ def _lookup(host: Host, profile: Profile) -> Callable[[str], str]:
         "host.uuid": host.uuid or "",
     }
     values |= {f"label.{key}": value for key, value in host.labels.items()}
-    values |= {f"vars.{key}": value for key, value in _variables(profile.document).items()}
+    values |= {f"vars.{key}": value for key, value in document.get("variables", {}).items()}
 
     def look_up(name: str) -> str:
         if name in values:
@@ -83,7 +84,7 @@ def _lookup(host: Host, profile: Profile) -> Callable[[str], str]:
         if name.startswith("label.") and host.name.startswith(_EXAMPLE):
             return "example"
         raise RequestError(
-            f"profile {profile.name} uses ${{{name}}}, which stands for nothing",
+            f"profile {profile} uses ${{{name}}}, which stands for nothing",
             host=None if host.name.startswith(_EXAMPLE) else host.name,
             expected=sorted(values),
             found=name,
@@ -91,11 +92,6 @@ def _lookup(host: Host, profile: Profile) -> Callable[[str], str]:
         )
 
     return look_up
-
-
-def _variables(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    variables: Mapping[str, Any] = document.get("variables", {})
-    return variables
 
 
 def _yaml(value: Any) -> str:

@@ -22,10 +22,11 @@ from provisioner.core.guard import (
     why_not_begun,
 )
 from provisioner.core.lifecycle import E, NotAllowed, deadline_event
-from provisioner.core.model import FINAL, Host, Json, Kind, Operation, OperationId, Phase
-from provisioner.core.profile import Check, health_of
+from provisioner.core.model import FINAL, Host, Json, Kind, Operation, OperationId, Phase, Profile
+from provisioner.core.profile import SOAK_MAX_S, Check, Health, ProfileUnreadable, health_of
 from provisioner.errors import ProvisionerError, Unavailable
 
+from .agent_orders import pinned_profile
 from .health import CHECK_LIMIT_S, Finding, check_all
 from .performer import Performer
 from .proof import HEALTHY_SINCE, REPORT, is_overtaken, judge
@@ -189,8 +190,8 @@ class Worker:
         self._has_waiting = bool(held)
 
     def _start(self, operation_id: OperationId) -> bool:
-        """Start it, or end it when its host was flagged since it was requested. Return
-        whether it was started."""
+        """Start it, or end it when its host was flagged since it was requested, or its profile
+        does not open any more. Return whether it was started."""
         with _alone(operation_id), self._store.begin() as tx:
             # One transaction: a flag that was set before it is seen, or waits for it.
             operation = tx.operation(operation_id)
@@ -202,10 +203,13 @@ class Worker:
             facts = self._guard.of(tx, operation, host)
             try:
                 permit = authorise_ticket(operation, host, facts, fleet, self._guard.rules)
-            except HostRefused as refusal:
-                self._move(tx, operation, E.REFUSED, error=refusal.as_dict())
-                return False
-            if isinstance(permit, Wait):
+                if isinstance(permit, Wait):
+                    return False
+                if (profile := pinned_profile(tx, operation)) is not None:
+                    profile.text.reveal()
+            except (HostRefused, ProfileUnreadable) as refusal:
+                error = {"host": host.name, **refusal.as_dict()}
+                self._move(tx, operation, E.REFUSED, error=error)
                 return False
             self._move(tx, operation, E.START, permit=permit, progress={})
             return True
@@ -273,11 +277,9 @@ class Worker:
         try:
             with self._store.read() as tx:
                 operation = tx.operation(operation_id)
-                profile = tx.profile_revision(operation.pins.get("profile", ""))
-            health = health_of(profile.document if profile else {})
-            address = operation.evidence.get("address", "")
+                profile = pinned_profile(tx, operation)
             began_at = self._clock()
-            findings = self._examine(health.checks, address, operation.evidence)
+            health, findings = self._look(operation, profile)
             with self._store.begin() as tx:
                 now = self._clock()
                 if now - began_at > LOOK_LIMIT + len(findings) * timedelta(seconds=CHECK_LIMIT_S):
@@ -294,6 +296,16 @@ class Worker:
             log.info("decision overtaken", operation=operation_id, why=refusal.message)
         except ProvisionerError as error:
             log.warning("health check not saved", operation=operation_id, why=error.message)
+
+    def _look(self, operation: Operation, profile: Profile | None) -> tuple[Health, list[Finding]]:
+        """Return what a profile asks for, and what was found. One that does not open is found
+        unhealthy: it may be mended, or the master key come back, while there is time."""
+        try:
+            health = health_of(profile.document if profile else {})
+        except ProfileUnreadable as error:
+            return Health((), SOAK_MAX_S), [Finding(Check("profile"), False, error.message)]
+        address = operation.evidence.get("address", "")
+        return health, self._examine(health.checks, address, operation.evidence)
 
     def _move(self, tx: Tx, operation: Operation, event: E, **more: Any) -> None:
         self._transitions.apply(

@@ -1,8 +1,8 @@
 """Turns rows into the core's values and back. Pure, but for the sealing it is handed."""
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from ..core.audit import AuditRow
@@ -24,71 +24,15 @@ from ..core.model import (
     ReleaseFailure,
     ReleaseRow,
     ReleaseTest,
-    Secret,
     Ticket,
 )
-from ..errors import BmcAuthFailed, TrustError
+from ..core.profile import ProfileUnreadable, text_of
+from ..errors import BmcAuthFailed
+from .sealing import Sealed, Sealing, sealed
 
 Row = Mapping[str, Any]
 BMC_PASSWORD = "bmc_password"
 PROFILE_DOCUMENT = "profile_document"
-
-
-@dataclass(frozen=True)
-class Sealing:
-    """How secrets are put away: `seal(host id, column, secret)` and its reverse, `open`. For a
-    profile its digest stands in the host's place."""
-
-    seal: Callable[[HostId, str, Secret], bytes]
-    open: Callable[[HostId, str, bytes], Secret]
-
-
-class SealedPassword(Secret):
-    """The password of a host's BMC as it is kept, opened when somebody wants to log in. One that
-    does not open stops nobody else, and is saved again as it is."""
-
-    __slots__ = ("_host", "_id", "_kept", "_sealing")
-
-    def __init__(self, row: Row, sealing: Sealing) -> None:
-        self._id = HostId(row["id"])
-        self._host: str = row["name"]
-        self._kept = bytes(row["bmc_password"] or b"")
-        self._sealing = sealing
-
-    def reveal(self) -> str:
-        """Raises BmcAuthFailed when it does not open: trying again does not help, as with a BMC
-        that refuses the login."""
-        try:
-            return self._sealing.open(self._id, BMC_PASSWORD, self._kept).reveal()
-        except TrustError as error:
-            raise BmcAuthFailed(
-                f"the stored password of the BMC of host {self._host} does not open",
-                host=self._host,
-                expected="sealed for this host with the configured master key",
-                found="another key, the value of another row, or changed bytes",
-                hint="find out why; then set it again: provisioner host change "
-                f"{self._host} --bmc-user U --bmc-password-file F",
-            ) from error
-
-    def kept_for(self, host_id: HostId, sealing: Sealing) -> bytes | None:
-        """Return it sealed, where it may stay so: for the same host, under the same key."""
-        return self._kept if host_id == self._id and sealing is self._sealing else None
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, SealedPassword) and (other._id, other._kept) == (self._id, self._kept):
-            return True
-        try:
-            return isinstance(other, Secret) and other.reveal() == self.reveal()
-        except BmcAuthFailed:
-            return False
-
-    def __hash__(self) -> int:
-        return hash(self.reveal())
-
-
-def _sealed(host_id: HostId, password: Secret, sealing: Sealing) -> bytes:
-    kept = password.kept_for(host_id, sealing) if isinstance(password, SealedPassword) else None
-    return kept if kept is not None else sealing.seal(host_id, BMC_PASSWORD, password)
 
 
 def host_row(host: Host, sealing: Sealing) -> dict[str, Any]:
@@ -106,7 +50,7 @@ def host_row(host: Host, sealing: Sealing) -> dict[str, Any]:
         "bmc_address": bmc.address if bmc else None,
         "bmc_port": bmc.port if bmc else None,
         "bmc_user": bmc.user if bmc else None,
-        "bmc_password": _sealed(host.id, bmc.password, sealing) if bmc else None,
+        "bmc_password": sealed(bmc.password, (host.id, BMC_PASSWORD), sealing) if bmc else None,
         "generation": host.generation,
         "release": host.release,
         "last_good": host.last_good,
@@ -151,8 +95,21 @@ def host_of(row: Row, sealing: Sealing) -> Host:
 def _bmc_of(row: Row, sealing: Sealing) -> BmcAddress | None:
     if row["bmc_address"] is None:
         return None
-    password = SealedPassword(row, sealing)
+    at = (HostId(row["id"]), BMC_PASSWORD)
+    password = Sealed(at, row["bmc_password"], sealing, partial(_password_lost, row["name"]))
     return BmcAddress(row["bmc_address"], row["bmc_port"], row["bmc_user"], password)
+
+
+def _password_lost(host: str) -> BmcAuthFailed:
+    # Trying again does not help, as with a BMC that refuses the login.
+    return BmcAuthFailed(
+        f"the stored password of the BMC of host {host} does not open",
+        host=host,
+        expected="sealed for this host with the configured master key",
+        found="another key, the value of another row, or changed bytes",
+        hint="find out why; then set it again: provisioner host change "
+        f"{host} --bmc-user U --bmc-password-file F",
+    )
 
 
 def operation_row(operation: Operation) -> dict[str, Any]:
@@ -230,22 +187,31 @@ def release_failure_of(row: Row) -> ReleaseFailure:
 
 
 def profile_row(profile: Profile, sealing: Sealing) -> dict[str, Any]:
-    text = Secret(json.dumps(profile.document, ensure_ascii=False))
+    at = (HostId(profile.digest), PROFILE_DOCUMENT)
     return {
         "name": profile.name,
         "digest": profile.digest,
         "document": {},
-        "sealed": sealing.seal(HostId(profile.digest), PROFILE_DOCUMENT, text),
+        "sealed": sealed(profile.text, at, sealing),
         "created_at": profile.created_at,
     }
 
 
 def profile_of(row: Row, sealing: Sealing) -> Profile:
-    document = row["document"]
+    text = text_of(row["document"])  # in clear, as an earlier version kept it
     if row["sealed"] is not None:
-        text = sealing.open(HostId(row["digest"]), PROFILE_DOCUMENT, row["sealed"])
-        document = json.loads(text.reveal())
-    return Profile(row["name"], row["digest"], document, row["created_at"])
+        at = (HostId(row["digest"]), PROFILE_DOCUMENT)
+        text = Sealed(at, row["sealed"], sealing, partial(_profile_lost, row["name"]))
+    return Profile(row["name"], row["digest"], text, row["created_at"])
+
+
+def _profile_lost(profile: str) -> ProfileUnreadable:
+    return ProfileUnreadable(
+        f"profile {profile} does not open",
+        expected="sealed for this revision with the configured master key",
+        found="another key, the value of another row, or changed bytes",
+        hint="find out why; then save it again: provisioner profile save FILE",
+    )
 
 
 def audit_of(row: Row) -> AuditRow:

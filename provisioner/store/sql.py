@@ -17,7 +17,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from ..errors import Conflict
-from .rows import Row, Sealing
+from .rows import Row
+from .sealing import Sealing
 
 
 class Queries:

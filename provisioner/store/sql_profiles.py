@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import Select, select
 
 from ..core.model import Profile
+from ..core.profile import is_readable
 from .rows import profile_of, profile_row
 from .sql import Queries
 from .tables import profile_revisions, profiles
@@ -13,9 +14,13 @@ from .tables import profile_revisions, profiles
 
 class ProfileQueries(Queries):
     def save_profile(self, profile: Profile) -> None:
-        """Save a revision and make it the newest of its name, also when it was before."""
-        row = profile_row(profile, self._sealing)
-        self._put(profile_revisions, row, keep=True)
+        """Save a revision and make it the newest of its name, also when it was before. One that
+        is kept stays as it is, unless it does not open any more."""
+        same = profile_revisions.c.digest == profile.digest
+        named = profile_revisions.c.name == profile.name
+        kept = self._profile(select(profile_revisions).where(same, named))
+        is_kept = kept is not None and is_readable(kept)
+        self._put(profile_revisions, profile_row(profile, self._sealing), keep=is_kept)
         newest = {"name": profile.name, "digest": profile.digest, "is_hidden": False}
         self._put(profiles, newest)
 

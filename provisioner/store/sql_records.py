@@ -14,7 +14,8 @@ from sqlalchemy import Connection, String, cast, select, text
 from ..core.audit import FIRST_HASH, AuditRow, chained
 from ..core.contracts import Outgoing
 from ..core.model import Event, HostId, Json, OperationId
-from .rows import Sealing, audit_of, event_of, event_row
+from .rows import audit_of, event_of, event_row
+from .sealing import Sealing
 from .sql import Queries
 from .tables import audit, events, hosts
 

@@ -11,7 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from ..core.contracts import Tx
 from ..errors import Unavailable
 from .engine import for_reading
-from .rows import Sealing
+from .sealing import Sealing
 from .sql_fleet import FleetQueries
 from .sql_hosts import HostQueries
 from .sql_operations import OperationQueries

@@ -25,7 +25,7 @@ from provisioner.core.model import (
 )
 from provisioner.store.durable import DbosEffectQueue
 from provisioner.store.engine import open_engine
-from provisioner.store.rows import Sealing
+from provisioner.store.sealing import Sealing
 from provisioner.store.sql_store import SqlStore
 
 KEY = bytes(range(32))

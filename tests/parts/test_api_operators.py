@@ -32,6 +32,7 @@ from tests.parts.service_site import (
     Site,
     mac,
     profile_document,
+    tamper,
 )
 
 SPEC = {
@@ -246,6 +247,21 @@ def test_releases_and_profiles_are_shown_and_saved(client: Client, site: Site) -
     site.add_host()
     with pytest.raises(Conflict, match="in use"):
         client.delete_profile("web")
+
+
+def test_a_profile_that_does_not_open_is_listed_without_what_it_says(
+    client: Client, site: Site
+) -> None:
+    document = client.profile("web")["document"]
+    client.save_profile("other", document)
+    tamper(site, "UPDATE profile_revisions SET sealed = X'0102' WHERE name = 'web'")
+    listed = {one["name"]: one["document"] for one in client.profiles()}
+    assert listed == {"other": document, "web": None}
+    with pytest.raises(TrustError, match="profile web does not open") as caught:
+        client.profile("web")
+    assert caught.value.code == "profile_unreadable"
+    assert client.save_profile("web", document)["document"] == document
+    assert client.profile("web")["document"] == document
 
 
 def test_the_audit_log_names_the_caller(client: Client) -> None:

@@ -23,6 +23,7 @@ from provisioner.core.model import (
     Secret,
     Ticket,
 )
+from provisioner.core.profile import text_of
 from provisioner.errors import Conflict, NotFound
 from tests.parts.stores import NOW, a_host, an_operation
 
@@ -339,8 +340,10 @@ def test_operations_are_found_by_their_release(with_operation: Store) -> None:
 
 
 def test_a_profile_keeps_its_revisions_and_shows_the_newest(store: Store) -> None:
-    first, second = (Profile("web", digest, {"is": digest}, NOW) for digest in ("d1", "d2"))
-    base = Profile("base", "d1", {"is": "d1"}, NOW)
+    first, second = (
+        Profile("web", digest, text_of({"is": digest}), NOW) for digest in ("d1", "d2")
+    )
+    base = Profile("base", "d1", text_of({"is": "d1"}), NOW)
     with store.begin() as tx:
         for profile in (first, second, base):
             tx.save_profile(profile)

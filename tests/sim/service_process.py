@@ -35,7 +35,7 @@ from provisioner.service.recovery import Recovery
 from provisioner.service.releases import Releases
 from provisioner.service.transitions import Transitions
 from provisioner.service.worker import Worker
-from provisioner.store.rows import Sealing
+from provisioner.store.sealing import Sealing
 from provisioner.store.sql_store import SqlStore
 
 from .bmcs import SimBmcPool

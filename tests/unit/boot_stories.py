@@ -112,6 +112,7 @@ STORIES: list[tuple[str, Facts]] = [
     ),
     ("protected", story(failed("host_refused", Phase.QUEUED), host=flagged(is_protected=True))),
     ("host_refused", ended_by("host_refused", Phase.QUEUED)),
+    ("profile_unreadable", ended_by("profile_unreadable", Phase.QUEUED)),
     # --- the queue
     ("observe_only", story(operation_in(Phase.QUEUED), is_observing=True, waits="observes")),
     ("breaker_open", story(operation_in(Phase.QUEUED), breaker="10 failed", waits="the breaker")),

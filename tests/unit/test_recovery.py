@@ -81,7 +81,7 @@ UNTRUSTED = [
 ]
 SAME_AGAIN = [
     *("host_unfit", "disk_too_small", "image_unfit", "seed_unfit"),
-    *("no_disk_matches", "several_disks_match"),
+    *("no_disk_matches", "several_disks_match", "profile_unreadable"),
 ]
 DOUBTFUL = [
     "ticket_contested",
@@ -325,6 +325,7 @@ def test_what_follows_names_release_attempt_and_reason() -> None:
         ("wrong_disk", 1, True),
         ("queued_timed_out", 3, False),
         ("release_revoked", 1, False),
+        ("profile_unreadable", 1, False),
         ("bmc_auth_failed", 1, False),
         ("ticket_contested", 1, False),
         ("host_refused", 3, False),

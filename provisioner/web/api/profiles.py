@@ -1,10 +1,12 @@
 """Routes of profiles: what makes a host of a release."""
 
-from dataclasses import asdict
 from typing import Any
 
 from apiflask import APIBlueprint
 from flask import Response
+
+from provisioner.core.model import Profile
+from provisioner.core.profile import ProfileUnreadable
 
 from .auth import Verb, actor, needs
 from .schemas import ProfileIn, ProfileOut, ProfilesOut
@@ -23,14 +25,14 @@ def profile_routes(services: ApiServices) -> APIBlueprint:
     @needs(Verb.OPERATE)  # a profile may hold secrets of its hosts
     def list_profiles() -> Shown:
         """List the newest revision of every profile."""
-        return {"profiles": [asdict(profile) for profile in profiles.list()]}
+        return {"profiles": [_listed(profile) for profile in profiles.list()]}
 
     @api.get("/profiles/<name>")
     @api.output(ProfileOut)
     @needs(Verb.OPERATE)
     def get_profile(name: str) -> Shown:
         """Show the newest revision of a profile."""
-        return asdict(profiles.show(name))
+        return _shown(profiles.show(name))
 
     @api.put("/profiles/<name>")
     @api.input(ProfileIn)
@@ -38,7 +40,7 @@ def profile_routes(services: ApiServices) -> APIBlueprint:
     @needs(Verb.OPERATE)
     def save_profile(name: str, json_data: ProfileIn) -> Shown:
         """Save a revision of a profile; the same content again changes nothing."""
-        return asdict(profiles.save(name, json_data.document, actor=actor()))
+        return _shown(profiles.save(name, json_data.document, actor=actor()))
 
     @api.delete("/profiles/<name>")
     @api.output({}, status_code=204)
@@ -49,3 +51,18 @@ def profile_routes(services: ApiServices) -> APIBlueprint:
         return Response(status=204)
 
     return api
+
+
+def _shown(profile: Profile) -> Shown:
+    return {**_named(profile), "document": profile.document}
+
+
+def _listed(profile: Profile) -> Shown:
+    try:
+        return _shown(profile)
+    except ProfileUnreadable:  # the others are listed all the same
+        return {**_named(profile), "document": None}
+
+
+def _named(profile: Profile) -> Shown:
+    return {"name": profile.name, "digest": profile.digest, "created_at": profile.created_at}

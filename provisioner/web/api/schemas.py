@@ -296,15 +296,24 @@ class OperationsOut(BaseModel):
     operations: list[OperationOut]
 
 
-class ProfileOut(BaseModel):
+class _Revision(BaseModel):
     name: str
     digest: str
-    document: dict[str, Any]
     created_at: datetime
 
 
+class ProfileOut(_Revision):
+    document: dict[str, Any]
+
+
+class ListedProfileOut(_Revision):
+    """`document` is null for one that does not open; asked for by itself, it is refused."""
+
+    document: dict[str, Any] | None
+
+
 class ProfilesOut(BaseModel):
-    profiles: list[ProfileOut]
+    profiles: list[ListedProfileOut]
 
 
 class BreakerOut(BaseModel):

@@ -4,18 +4,14 @@ from pathlib import Path
 
 import click
 
+from .site import found_config_option
+
 _SERVERS = ("dnsmasq", "kea", "isc")
 
 
 @click.command("dhcp-config")
 @click.argument("server", type=click.Choice(_SERVERS))
-@click.option(
-    "--config",
-    envvar="PROVISIONER_CONFIG",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="The configuration; default: ./provisioner.toml, then /etc/provisioner.",
-)
+@found_config_option
 def dhcp_config(server: str, config: Path | None) -> None:
     """Print the configuration that makes SERVER netboot hosts from here.
 

@@ -13,6 +13,7 @@ from provisioner.errors import ConfigError, ProvisionerError
 from provisioner.service.observing import HINT, WHY
 
 from .output import output_option, show
+from .site import found_config_option
 
 if TYPE_CHECKING:
     import ssl
@@ -42,13 +43,7 @@ Check = Callable[["Settings"], Iterator[Finding]]
 
 
 @click.command()
-@click.option(
-    "--config",
-    envvar="PROVISIONER_CONFIG",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="The configuration; default: ./provisioner.toml, then /etc/provisioner.",
-)
+@found_config_option
 @click.option(
     "--bmcs",
     is_flag=True,

@@ -11,7 +11,7 @@ from provisioner.errors import DeviceError, RequestError, Unavailable
 from .connection import connected
 from .lazy import SuggestingGroup
 from .output import output_option, show, show_one
-from .passwords import bmc_of, documents_in, read_password
+from .passwords import bmc_of, bmc_options, documents_in, read_password
 
 if TYPE_CHECKING:
     from provisioner.client import Client
@@ -22,7 +22,7 @@ EVENT_COLUMNS = ["at", "source", "text"]
 HIDDEN = ["inventory"]
 _LOCAL_BOOT = click.Choice(("auto", "exit", "sanboot", "404"))
 _FIRMWARE = click.Choice(("bios", "uefi", "secure-boot"))
-_BMC_PASSWORD = "File with the BMC's password; - is standard input. Default: a prompt."
+_profile_option = click.option("--profile", help="Profile that deployments of it use.")
 
 
 @click.group(cls=SuggestingGroup)
@@ -33,10 +33,8 @@ def host() -> None:
 @host.command("add")
 @click.argument("name")
 @click.option("--mac", "macs", multiple=True, required=True, help="MAC address; repeatable.")
-@click.option("--bmc", metavar="ADDRESS[:PORT]", help="Where its BMC answers IPMI.")
-@click.option("--bmc-user", metavar="USER", help="Whom the BMC knows.")
-@click.option("--bmc-password-file", metavar="FILE", help=_BMC_PASSWORD)
-@click.option("--profile", help="Profile that deployments of it use.")
+@bmc_options
+@_profile_option
 @click.option(
     "--firmware",
     type=_FIRMWARE,
@@ -81,7 +79,7 @@ def add(
         "serial": serial,
         "labels": _labels(labels),
     }
-    added = client.add_host({key: value for key, value in spec.items() if value is not None})
+    added = client.add_host(_given(spec))
     show([_row(added)], COLUMNS, output, wide_columns=WIDE)
     if bmc is not None:
         _warn_of_bmc(client, name)
@@ -135,12 +133,10 @@ def show_(client: "Client", name: str, output: str) -> None:
 
 @host.command("change")
 @click.argument("name")
-@click.option("--profile", help="Profile that deployments of it use.")
+@_profile_option
 @click.option("--firmware", type=_FIRMWARE, help="As its setup says now.")
 @click.option("--local-boot", type=_LOCAL_BOOT, help="How it is told to boot its disk.")
-@click.option("--bmc", metavar="ADDRESS[:PORT]", help="Where its BMC answers IPMI.")
-@click.option("--bmc-user", metavar="USER", help="Whom the BMC knows.")
-@click.option("--bmc-password-file", metavar="FILE", help=_BMC_PASSWORD)
+@bmc_options
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Replaces all.")
 @output_option
 @connected
@@ -169,7 +165,7 @@ def change(
         ),
         "labels": _labels(labels) or None,
     }
-    given = {key: value for key, value in changes.items() if value is not None}
+    given = _given(changes)
     if not given:
         raise RequestError("nothing to change was given", host=name)
     show([_row(client.change_host(name, given))], COLUMNS, output, wide_columns=WIDE)
@@ -238,10 +234,8 @@ def release(client: "Client", name: str) -> None:
 @host.command("confirm")
 @click.argument("name")
 @click.option("--name", "new_name", help="What it shall be called from now on.")
-@click.option("--bmc", metavar="ADDRESS[:PORT]", help="Where its BMC answers IPMI.")
-@click.option("--bmc-user", metavar="USER", help="Whom the BMC knows.")
-@click.option("--bmc-password-file", metavar="FILE", help=_BMC_PASSWORD)
-@click.option("--profile", help="Profile that deployments of it use.")
+@bmc_options
+@_profile_option
 @output_option
 @connected
 def confirm(
@@ -260,8 +254,7 @@ def confirm(
         "bmc": bmc_of(bmc, bmc_user, bmc_password_file, name),
         "profile": profile,
     }
-    given = {key: value for key, value in changes.items() if value is not None}
-    show([_row(client.confirm_host(name, given))], COLUMNS, output, wide_columns=WIDE)
+    show([_row(client.confirm_host(name, _given(changes)))], COLUMNS, output, wide_columns=WIDE)
 
 
 @host.command("inspect")
@@ -300,6 +293,10 @@ def _row(item: dict[str, Any]) -> dict[str, Any]:
         "unconfirmed": not item["is_confirmed"],
     }
     return {**item, "flags": [name for name, is_set in flags.items() if is_set]}
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def _labels(given: tuple[str, ...]) -> dict[str, str]:

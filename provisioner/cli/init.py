@@ -1,8 +1,17 @@
 """`provisioner init`: a new installation in a folder."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _port_option(name: str, default: int, text: str) -> Callable[[F], F]:
+    ports = click.IntRange(1, 65535)
+    return click.option(name, type=ports, default=default, show_default=True, help=text)
 
 
 @click.command()
@@ -34,27 +43,9 @@ import click
     metavar="ADDRESS:PORT",
     help="Where the API listens.",
 )
-@click.option(
-    "--boot-port",
-    type=click.IntRange(1, 65535),
-    default=8081,
-    show_default=True,
-    help="Port of the boot listener.",
-)
-@click.option(
-    "--agent-port",
-    type=click.IntRange(1, 65535),
-    default=8443,
-    show_default=True,
-    help="Port of the agent listener.",
-)
-@click.option(
-    "--tftp-port",
-    type=click.IntRange(1, 65535),
-    default=69,
-    show_default=True,
-    help="Port of TFTP.",
-)
+@_port_option("--boot-port", 8081, "Port of the boot listener.")
+@_port_option("--agent-port", 8443, "Port of the agent listener.")
+@_port_option("--tftp-port", 69, "Port of TFTP.")
 @click.option(
     "--database",
     default="sqlite:///state.db",

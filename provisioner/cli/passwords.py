@@ -1,15 +1,16 @@
-"""Reads a password from a file, standard input or a prompt; never from the arguments, which
-every user of the machine can read."""
+"""The options that say where a BMC is, and its password: from a file, standard input or a prompt,
+never from the arguments, which every user of the machine can read."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from provisioner.errors import RequestError
 
+F = TypeVar("F", bound=Callable[..., Any])
 PASSWORD_CHARACTERS_MAX = 128
 IPMI_PORT = 623
 
@@ -35,6 +36,22 @@ def read_password(file: str | None, what: str) -> str:
             expected=f"1 to {PASSWORD_CHARACTERS_MAX} characters on the first line",
         )
     return password
+
+
+def bmc_options(command: F) -> F:
+    """Add `--bmc`, `--bmc-user` and `--bmc-password-file`, which `bmc_of` takes."""
+    options = (
+        click.option("--bmc", metavar="ADDRESS[:PORT]", help="Where its BMC answers IPMI."),
+        click.option("--bmc-user", metavar="USER", help="Whom the BMC knows."),
+        click.option(
+            "--bmc-password-file",
+            metavar="FILE",
+            help="File with the BMC's password; - is standard input. Default: a prompt.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def bmc_of(

@@ -40,6 +40,18 @@ def config_option(command: F) -> F:
     return option(command)
 
 
+def found_config_option(command: F) -> F:
+    """Add `--config`: the command takes the configuration that the service would find."""
+    option = click.option(
+        "--config",
+        envvar="PROVISIONER_CONFIG",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="The configuration; default: ./provisioner.toml, then /etc/provisioner.",
+    )
+    return option(command)
+
+
 def usable_folder(_context: click.Context, _option: click.Parameter, folder: Path) -> Path:
     """Return a folder of an option that exists or can be made; refuse it before any work."""
     absolute = folder.absolute()

@@ -4,15 +4,11 @@ from pathlib import Path
 
 import click
 
+from ..site import found_config_option
+
 
 @click.command("serve")
-@click.option(
-    "--config",
-    envvar="PROVISIONER_CONFIG",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="The configuration; default: ./provisioner.toml, then /etc/provisioner.",
-)
+@found_config_option
 @click.option(
     "--only",
     default="",

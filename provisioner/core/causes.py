@@ -289,7 +289,13 @@ _AS_IT_IS: Final = (
         "idle",
         lambda _: True,
         "nothing is wrong, and nothing is being done; no release was proven on it",
-        ("provisioner reimage {host} --release RELEASE",),
+        (
+            "{unprotect_it}",
+            "{free_it}",
+            "{give_it_a_bmc}",
+            "{give_it_a_profile}",
+            "provisioner reimage {host} --release RELEASE",
+        ),
     ),
 )
 

@@ -228,6 +228,7 @@ class Case:
             "file": str(missed.get("file", "")),
             "outcome": str(missed.get("outcome", "")),
             "disk": _short(self.evidence.get("disk_name", "")),
+            **_before_a_reimage(host),
         }
 
 
@@ -276,6 +277,20 @@ def _stands(case: Case) -> str:
         state += f", start {operation.rung + 1} of {RUNG_LAST + 1}"
     around = [text for text in (facts.before, facts.follows) if text]
     return "; ".join([", ".join([state, *flags]), *around])
+
+
+def _before_a_reimage(host: Host) -> Mapping[str, str]:
+    """Return the commands without which a reimage would be refused; empty where not needed."""
+    name = host.name
+    off = f"provisioner host maintenance {name} --off, when whoever works on it has finished"
+    bmc = f"provisioner host change {name} --bmc ADDRESS --bmc-user USER: it has no BMC"
+    profile = f"provisioner host change {name} --profile PROFILE: it has no profile"
+    return {
+        "unprotect_it": f"provisioner host unprotect {name}" if host.is_protected else "",
+        "free_it": off if host.in_maintenance else "",
+        "give_it_a_bmc": "" if host.bmc else bmc,
+        "give_it_a_profile": "" if host.profile else profile,
+    }
 
 
 def _ways_out(case: Case) -> tuple[str, ...]:

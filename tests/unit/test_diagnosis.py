@@ -94,6 +94,20 @@ def test_a_host_that_nothing_was_done_to_says_so() -> None:
     assert of(story(inspected, host=ACTIVE)).stands == "inspection succeeded"
 
 
+def test_what_would_refuse_a_reimage_is_to_be_done_before_it() -> None:
+    (only,) = of(story(None)).next
+    assert only == "provisioner reimage r1n7 --release RELEASE"
+    bare = replace(HOST, bmc=None, profile=None, in_maintenance=True, is_protected=True)
+    *before, last = of(story(None, host=bare)).next
+    assert last == only
+    assert [" ".join(step.split()[1:4]) for step in before] == [
+        "host unprotect r1n7",
+        "host maintenance r1n7",
+        "host change r1n7",
+        "host change r1n7",
+    ]
+
+
 def test_what_is_still_to_come_and_what_writes_nothing_yet_can_be_called_off() -> None:
     waiting = replace(failed("disk_failed", Phase.WRITING), follow_up_at=after(100))
     assert of(story(waiting)).next[-1] == "provisioner operation cancel op_1: calls it off"

@@ -114,12 +114,13 @@ def load(path: Path) -> Settings:
 
 
 def find_settings(path: Path | None) -> Settings:
-    """Return the settings of `path`, or of the first default place that has a file.
+    """Load the configuration that `path`, which may be its folder, or the first default place
+    holds.
 
     Raises ConfigError that lists every problem, or where was looked.
     """
     if path is not None:
-        return load(path)
+        return load(path / CONFIG_FILE if path.is_dir() else path)
     places = [Path(CONFIG_FILE), Path("/etc/provisioner") / CONFIG_FILE]
     for place in places:
         if place.is_file():

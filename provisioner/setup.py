@@ -4,9 +4,11 @@ Never overwrites. Everything is made aside and moved into place whole, the confi
 last: an interrupted run leaves nothing half-written, and the next one finishes the work.
 """
 
+import contextlib
 import ipaddress
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from .errors import Conflict, RequestError
+from .errors import ConfigError, Conflict, RequestError
 from .keys import ADMIN_TOKEN, FOLDER, make_keys
 from .setting_types import WILDCARDS, Address
 from .settings import CONFIG_FILE, Settings, load
@@ -57,12 +59,23 @@ def initialise(folder: Path, plan: Plan) -> Settings:
     """
     folder = folder.absolute()
     plan = completed(plan)
+    try:
+        return _initialise(folder, plan)
+    except OSError as error:
+        raise RequestError(
+            f"no installation can be made in {folder}: {error.strerror}",
+            hint="name a folder that this user may write, on a disk with room",
+        ) from error
+
+
+def _initialise(folder: Path, plan: Plan) -> Settings:
+    is_new = not os.path.exists(folder)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with alone_in(folder, f"another run is initialising {folder}"):
         if (folder / CONFIG_FILE).exists():
             raise Conflict(
                 f"{folder / CONFIG_FILE} exists; nothing was changed",
-                hint=f"start it with `provisioner serve --config {folder / CONFIG_FILE}`, "
+                hint=f"start it with `provisioner serve --config {_quoted(folder / CONFIG_FILE)}`, "
                 "or choose another folder",
             )
         folder.chmod(0o700)
@@ -73,7 +86,14 @@ def initialise(folder: Path, plan: Plan) -> Settings:
             _write(folder, aside, plan)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+            if is_new:
+                with contextlib.suppress(OSError):  # it holds the installation
+                    folder.rmdir()
     return load(folder / CONFIG_FILE)
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _write(folder: Path, aside: Path, plan: Plan) -> None:
@@ -87,12 +107,25 @@ def _write(folder: Path, aside: Path, plan: Plan) -> None:
     token = (aside / FOLDER / ADMIN_TOKEN).read_text(encoding="ascii").strip()
     write_secret(aside / CLIENT_FILE, client_text(plan.api, token))
     write_secret(aside / CONFIG_FILE, config_text(plan))
-    load(aside / CONFIG_FILE)  # checked where nothing can be left behind
+    _check(aside / CONFIG_FILE)  # where nothing can be left behind
     if not has_keys:
         os.rename(aside / FOLDER, folder / FOLDER)
     os.rename(aside / CLIENT_FILE, folder / CLIENT_FILE)
     os.rename(aside / CONFIG_FILE, folder / CONFIG_FILE)
     sync(folder)
+
+
+def _check(file: Path) -> None:
+    """Raise ConfigError for a configuration that the service would refuse, without the name of
+    the file, which nobody will find."""
+    try:
+        load(file)
+    except ConfigError as error:
+        _, _, problems = error.message.partition("\n")
+        raise ConfigError(
+            f"that would be no configuration, so nothing was written:\n{problems or error.message}",
+            hint="`provisioner init --help` has an option for each of these settings",
+        ) from error
 
 
 def completed(plan: Plan) -> Plan:
@@ -102,7 +135,9 @@ def completed(plan: Plan) -> Plan:
         address = ipaddress.IPv4Address(plan.listen_address)
     except ValueError as error:
         raise RequestError(
-            "the listen address is not one", expected="10.77.0.1", found=plan.listen_address
+            "the listen address is not one",
+            expected="an IPv4 address of this machine, such as 10.77.0.1",
+            found=plan.listen_address,
         ) from error
     if str(address) in WILDCARDS:
         raise RequestError(
@@ -121,7 +156,7 @@ def completed(plan: Plan) -> Plan:
         subnet = ipaddress.IPv4Network(plan.subnet or f"{address}/24", strict=False)
     except ValueError as error:
         raise RequestError(
-            "the subnet is not one", expected="10.77.0.0/24", found=plan.subnet
+            "the subnet is not one", expected="such as 10.77.0.0/24", found=plan.subnet
         ) from error
     return _with_network(plan, subnet)
 

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import click
 
-from .site import found_config_option
+from .site import config_option
 
 _SERVERS = ("dnsmasq", "kea", "isc")
 
 
 @click.command("dhcp-config")
 @click.argument("server", type=click.Choice(_SERVERS))
-@found_config_option
+@config_option
 def dhcp_config(server: str, config: Path | None) -> None:
     """Print the configuration that makes SERVER netboot hosts from here.
 

@@ -13,7 +13,7 @@ from provisioner.errors import ConfigError, ProvisionerError
 from provisioner.service.observing import HINT, WHY
 
 from .output import output_option, show
-from .site import found_config_option
+from .site import config_option
 
 if TYPE_CHECKING:
     import ssl
@@ -43,7 +43,7 @@ Check = Callable[["Settings"], Iterator[Finding]]
 
 
 @click.command()
-@found_config_option
+@config_option
 @click.option(
     "--bmcs",
     is_flag=True,

@@ -1,5 +1,6 @@
 """`provisioner init`: a new installation in a folder."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,5 +104,6 @@ def init(
     settings = initialise(folder, plan)
     click.echo(f"wrote {settings.path}")
     click.echo(f"wrote keys into {settings.keys.folder}; keep a copy in a safe place")
-    click.echo(f"next: provisioner doctor --config {settings.path}")
-    click.echo(f"      provisioner serve --config {settings.path}")
+    named = shlex.quote(str(settings.path))
+    click.echo(f"next: provisioner doctor --config {named}")
+    click.echo(f"      provisioner serve --config {named}")

@@ -35,7 +35,7 @@ def ramdisk() -> None:
 )
 @click.option("--refresh", is_flag=True, help="Fetch the packages of today, whatever is cached.")
 @output_option
-def build(config: Path, kernel: str, cache: Path, refresh: bool, output: str) -> None:
+def build(config: Path | None, kernel: str, cache: Path, refresh: bool, output: str) -> None:
     """Build the ramdisk with this site's keys, for new operations to boot.
 
     It believes the keys, thresholds and minimum versions of today: build it anew when they
@@ -60,7 +60,7 @@ def build(config: Path, kernel: str, cache: Path, refresh: bool, output: str) ->
 @ramdisk.command("list")
 @config_option
 @output_option
-def list_(config: Path, output: str) -> None:
+def list_(config: Path | None, output: str) -> None:
     """List the ramdisks there are, the newest first: that one boots, unless one is pinned."""
     from provisioner.imaging.ramdisk import about, ramdisks_in
     from provisioner.settings import load

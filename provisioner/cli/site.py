@@ -27,27 +27,14 @@ def default_cache() -> Path:
 
 
 def config_option(command: F) -> F:
-    """Add `--config`: the command works with the site's own files."""
-    option = click.option(
-        "--config",
-        envvar="PROVISIONER_CONFIG",
-        type=click.Path(path_type=Path),
-        default="provisioner.toml",
-        show_default=True,
-        metavar="FILE",
-        help="The configuration that `provisioner init` wrote; this works at its machine.",
-    )
-    return option(command)
-
-
-def found_config_option(command: F) -> F:
-    """Add `--config`: the command takes the configuration that the service would find."""
+    """Add `--config`: the command works with the site's own files, at its machine."""
     option = click.option(
         "--config",
         envvar="PROVISIONER_CONFIG",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="The configuration; default: ./provisioner.toml, then /etc/provisioner.",
+        help="The configuration, or its folder; this works at its machine.  "
+        "[default: ./provisioner.toml, then /etc/provisioner]",
     )
     return option(command)
 
@@ -104,12 +91,12 @@ class OpenSite:
 
 
 @contextmanager
-def opened(config: Path) -> Iterator[OpenSite]:
+def opened(config: Path | None) -> Iterator[OpenSite]:
     """Yield the site of a configuration, its database at the newest schema."""
     from provisioner import wiring
-    from provisioner.settings import load
+    from provisioner.settings import find_settings
 
-    settings = load(config)
+    settings = find_settings(config)
     # A first image may be published before the service has ever run.
     wiring.prepare(settings)
     service = wiring.build(settings)

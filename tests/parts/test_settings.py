@@ -80,6 +80,7 @@ def test_an_interrupted_init_is_finished_by_the_next(tmp_path: Path) -> None:
 
 def test_a_refused_plan_leaves_no_configuration(tmp_path: Path) -> None:
     folder = tmp_path / "installation"
+    folder.mkdir()
     with pytest.raises(ConfigError, match=r"dhcp\.interface"):
         initialise(folder, Plan(listen_address="10.77.0.1", dhcp="full"))
     assert list(folder.iterdir()) == []

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.argument("new")
 @config_option
 @output_option
-def diff(old: str, new: str, config: Path, output: str) -> None:
+def diff(old: str, new: str, config: Path | None, output: str) -> None:
     """Say how release NEW differs from OLD: packages, files, and the bytes to move.
 
     The bytes are those for a host whose disk holds OLD as it was deployed. With -o wide every

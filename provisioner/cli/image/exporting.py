@@ -18,7 +18,7 @@ from ..stages import Stages
 @click.argument("release")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @config_option
-def export(release: str, file: Path, config: Path) -> None:
+def export(release: str, file: Path, config: Path | None) -> None:
     """Write RELEASE, with its signatures, into a new FILE, checking every byte on the way.
 
     FILE appears whole or not at all, and is never replaced. The other site trusts it by its

@@ -60,7 +60,7 @@ def import_(
     expires_in: str | None,
     minimum_version: str | None,
     cache: Path,
-    config: Path,
+    config: Path | None,
     output: str,
 ) -> None:
     """Publish a whole-disk image that something else built, or a release from another site.

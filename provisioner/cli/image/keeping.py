@@ -19,7 +19,7 @@ from ..stages import Stages
 @click.option("--all", "is_all", is_flag=True, help="Every release of the archive.")
 @config_option
 @output_option
-def verify(releases: tuple[str, ...], is_all: bool, config: Path, output: str) -> int:
+def verify(releases: tuple[str, ...], is_all: bool, config: Path | None, output: str) -> int:
     """Compare all bytes of releases with what was signed, and list what is wrong.
 
     Reads manifests, signatures, attachments and every chunk; changes nothing. Ends with exit
@@ -66,7 +66,7 @@ def _counted(count: int, what: str) -> str:
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @config_option
 @output_option
-def gc(keep: int | None, dry_run: bool, config: Path, output: str) -> None:
+def gc(keep: int | None, dry_run: bool, config: Path | None, output: str) -> None:
     """Remove releases that nothing refers to, and the bytes that only they needed.
 
     Kept are the newest ones of each image, every release that a host runs or ran last, that a

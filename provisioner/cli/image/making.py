@@ -53,7 +53,7 @@ def build(
     expires_in: str | None,
     minimum_version: str | None,
     cache: Path,
-    config: Path,
+    config: Path | None,
     output: str,
 ) -> None:
     """Build an image from RECIPE, a name such as debian-12 or a path, and publish it.

@@ -32,7 +32,7 @@ KEY_BYTES_MAX: Final = 65536
 )
 @config_option
 @output_option
-def sign(release: str, key_file: Path | None, config: Path, output: str) -> None:
+def sign(release: str, key_file: Path | None, config: Path | None, output: str) -> None:
     """Add a signature to RELEASE; those that it has stay.
 
     A channel may ask for several: releases.channels in the configuration.
@@ -55,7 +55,7 @@ def keys() -> None:
 @keys.command("list")
 @config_option
 @output_option
-def list_(config: Path, output: str) -> None:
+def list_(config: Path | None, output: str) -> None:
     """List the trusted keys; the one in use signs what this site publishes.
 
     \b
@@ -70,7 +70,7 @@ def list_(config: Path, output: str) -> None:
 @keys.command("new")
 @config_option
 @output_option
-def new(config: Path, output: str) -> None:
+def new(config: Path | None, output: str) -> None:
     """Make a new signing key and put it to use; the present one stays trusted.
 
     Build a new ramdisk before publishing with it: hosts believe the keys in their ramdisk.
@@ -89,7 +89,7 @@ def new(config: Path, output: str) -> None:
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @config_option
 @output_option
-def trust(file: Path, config: Path, output: str) -> None:
+def trust(file: Path, config: Path | None, output: str) -> None:
     """Trust the public keys in FILE (Ed25519, PEM), such as another site's keys/release.pub.
 
     \b
@@ -109,7 +109,7 @@ def trust(file: Path, config: Path, output: str) -> None:
 @click.argument("key_id", metavar="ID")
 @config_option
 @output_option
-def drop(key_id: str, config: Path, output: str) -> None:
+def drop(key_id: str, config: Path | None, output: str) -> None:
     """Trust a key no more, named by its id or eight digits or more of its start.
 
     Its signatures then count for nothing, on releases that are published already, too.
@@ -126,10 +126,10 @@ def drop(key_id: str, config: Path, output: str) -> None:
     _remind_of_the_ramdisk()
 
 
-def _settings(config: Path) -> Settings:
-    from provisioner.settings import load
+def _settings(config: Path | None) -> Settings:
+    from provisioner.settings import find_settings
 
-    return load(config)
+    return find_settings(config)
 
 
 def _text_of(file: Path) -> str:

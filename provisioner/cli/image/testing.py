@@ -63,7 +63,7 @@ def test(
     firmware: tuple[str, ...],
     keep: bool,
     cache: Path,
-    config: Path,
+    config: Path | None,
     output: str,
 ) -> int:
     """Deploy RELEASE to virtual hosts, run the checks, and keep the result with the release.

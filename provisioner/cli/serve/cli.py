@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from ..site import found_config_option
+from ..site import config_option
 
 
 @click.command("serve")
-@found_config_option
+@config_option
 @click.option(
     "--only",
     default="",

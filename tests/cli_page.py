@@ -3,6 +3,7 @@
 A test compares the page with the commands, so it lists every one as it is.
 """
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -91,7 +92,7 @@ def _text(help_text: str) -> str:
 
     What click shall not fold (it begins with \\b) are examples, and become a block of code.
     """
-    shown = help_text.partition("\f")[0]
+    shown = inspect.cleandoc(help_text).partition("\f")[0]
     return "\n\n".join(_paragraph(part) for part in shown.split("\n\n"))
 
 

@@ -18,6 +18,8 @@ import click
 from provisioner.core.model import Secret
 from provisioner.errors import ConfigError
 
+from .given_files import read_text
+
 if TYPE_CHECKING:
     from provisioner.client import Client
 
@@ -102,8 +104,7 @@ def open_client(asked: Asked) -> "Client":
 
 def _given(asked: Asked) -> tuple[str | None, Secret | None]:
     if asked.token_file is not None:
-        with click.open_file(asked.token_file, encoding="ascii") as file:
-            return asked.url, Secret(file.read(FILE_BYTES_MAX).strip())
+        return asked.url, Secret(read_text(asked.token_file, FILE_BYTES_MAX).strip())
     token = os.environ.get("PROVISIONER_TOKEN")
     return asked.url, Secret(token) if token else None
 

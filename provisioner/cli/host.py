@@ -1,17 +1,18 @@
 """`provisioner host`: enrol, show and change hosts. Decides nothing."""
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from provisioner.errors import DeviceError, RequestError, Unavailable
+from provisioner.errors import DeviceError, RequestError
 
 from .connection import connected
+from .given_files import documents_in
 from .lazy import SuggestingGroup
+from .messages import clean
 from .output import output_option, show, show_one
-from .passwords import bmc_of, bmc_options, documents_in, read_password
+from .passwords import bmc_of, bmc_options, read_password
 
 if TYPE_CHECKING:
     from provisioner.client import Client
@@ -86,11 +87,17 @@ def add(
 
 
 def _warn_of_bmc(client: "Client", name: str) -> None:
-    """Say when the BMC lets people in without a password; it may not be reachable yet."""
-    with contextlib.suppress(DeviceError, Unavailable):
-        for one in client.check_bmc(name):
-            click.echo(f"warning: the BMC of {name} {one['message']}", err=True)
-            click.echo(f"  hint: {one['hint']}", err=True)
+    """Say when the BMC lets people in without a password. One that does not answer is no
+    error: it may not be cabled yet."""
+    try:
+        findings = client.check_bmc(name)
+    except DeviceError as error:
+        click.echo(clean(f"warning: {error.message}, so far"), err=True)
+        click.echo(f"  hint: provisioner host power {name} status asks it again", err=True)
+        return
+    for one in findings:
+        click.echo(f"warning: the BMC of {name} {one['message']}", err=True)
+        click.echo(f"  hint: {one['hint']}", err=True)
 
 
 @host.command("import")
@@ -112,6 +119,14 @@ def import_(client: "Client", file: str, output: str) -> None:
     folder = Path() if file == "-" else Path(file).parent
     added = client.import_hosts([_with_password(item, folder) for item in listed])
     show([_row(item) for item in added], COLUMNS, output, wide_columns=WIDE)
+    bmcs = sum(item["bmc"] is not None for item in added)
+    if bmcs:
+        # Asking hundreds that may not be cabled yet would take longer than the import.
+        click.echo(f"none of their {bmcs} BMCs was asked whether it answers", err=True)
+        click.echo(
+            "  hint: at the service, `provisioner doctor --bmcs` asks all, also who may log in",
+            err=True,
+        )
 
 
 @host.command("list")
@@ -167,7 +182,11 @@ def change(
     }
     given = _given(changes)
     if not given:
-        raise RequestError("nothing to change was given", host=name)
+        raise RequestError(
+            "nothing to change was given",
+            host=name,
+            expected="--profile, --firmware, --local-boot, --bmc or --label",
+        )
     show([_row(client.change_host(name, given))], COLUMNS, output, wide_columns=WIDE)
     if bmc is not None:
         _warn_of_bmc(client, name)

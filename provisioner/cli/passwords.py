@@ -3,12 +3,13 @@ never from the arguments, which every user of the machine can read."""
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from provisioner.errors import RequestError
+
+from .given_files import read_text
 
 F = TypeVar("F", bound=Callable[..., Any])
 PASSWORD_CHARACTERS_MAX = 128
@@ -21,8 +22,7 @@ def read_password(file: str | None, what: str) -> str:
     Raises RequestError when there is nothing to read, or nobody to ask.
     """
     if file is not None:
-        with click.open_file(file, encoding="utf-8") as stream:
-            password: str = stream.readline(PASSWORD_CHARACTERS_MAX + 2).rstrip("\r\n")
+        password = read_text(file, PASSWORD_CHARACTERS_MAX + 2, only_line=True).rstrip("\r\n")
     elif sys.stdin.isatty():
         password = str(click.prompt(f"Password of {what}", hide_input=True))
     else:
@@ -94,20 +94,3 @@ def _split(text: str, host: str) -> tuple[str, int]:
             found=text,
         ) from wrong
     return parsed.host, parsed.port
-
-
-def documents_in(file: str) -> Any:
-    """Return what a YAML or JSON file holds (- is standard input)."""
-    import yaml
-
-    try:
-        with click.open_file(file, encoding="utf-8") as stream:
-            return yaml.safe_load(stream)
-    except yaml.YAMLError as error:
-        raise RequestError(f"{_name(file)} is not YAML: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{_name(file)} cannot be read: {error}") from error
-
-
-def _name(file: str) -> str:
-    return "standard input" if file == "-" else str(Path(file))

@@ -8,9 +8,9 @@ import click
 from provisioner.errors import RequestError
 
 from .connection import connected
+from .given_files import documents_in
 from .lazy import SuggestingGroup
 from .output import output_option, show, show_one
-from .passwords import documents_in
 
 if TYPE_CHECKING:
     from provisioner.client import Client

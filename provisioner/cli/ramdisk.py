@@ -63,7 +63,7 @@ def build(config: Path | None, kernel: str, cache: Path, refresh: bool, output: 
 def list_(config: Path | None, output: str) -> None:
     """List the ramdisks there are, the newest first: that one boots, unless one is pinned."""
     from provisioner.imaging.ramdisk import about, ramdisks_in
-    from provisioner.settings import load
+    from provisioner.settings import find_settings
 
-    rows = [about(folder) for folder in ramdisks_in(load(config).data_dir / "ramdisks")]
+    rows = [about(folder) for folder in ramdisks_in(find_settings(config).data_dir / "ramdisks")]
     show(rows, COLUMNS, output)

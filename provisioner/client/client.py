@@ -17,7 +17,7 @@ import httpx
 from provisioner.core.model import Secret
 from provisioner.errors import RequestError, Unavailable
 
-from .problems import error_from
+from .problems import checked_token, error_of, no_answer
 
 Json = dict[str, Any]
 
@@ -42,7 +42,7 @@ class Client:
     def __init__(
         self, url: str, token: Secret | str, *, pause: Callable[[float], None] = time.sleep
     ) -> None:
-        secret = token.reveal() if isinstance(token, Secret) else token
+        secret = checked_token(token.reveal() if isinstance(token, Secret) else token)
         if not url.startswith(("http://", "https://")):
             raise RequestError(
                 "the service's URL is not one", expected="http://127.0.0.1:8080", found=url
@@ -223,12 +223,12 @@ class Client:
             with self._http.stream("GET", path) as response:
                 if response.is_error:
                     response.read()
-                    raise _error(response)
+                    raise error_of(response)
                 for line in response.iter_lines():
                     if line.startswith("data: "):
                         yield json.loads(line.removeprefix("data: "))
         except httpx.TransportError as error:
-            raise _no_answer(self.url, error) from error
+            raise no_answer(self.url, error) from error
 
     # releases and channels
 
@@ -252,10 +252,10 @@ class Client:
             with self._http.stream("GET", path) as response:
                 if response.is_error:
                     response.read()
-                    raise _error(response)
+                    raise error_of(response)
                 yield from response.iter_bytes()
         except httpx.TransportError as error:
-            raise _no_answer(self.url, error) from error
+            raise no_answer(self.url, error) from error
 
     def channels(self) -> list[Json]:
         found: list[Json] = self._get("/channels")["channels"]
@@ -350,18 +350,19 @@ class Client:
                 method, path, params=query, json=body, headers=dict(headers or {})
             )
         except httpx.TransportError as error:
-            raise _no_answer(self.url, error) from error
+            raise no_answer(self.url, error) from error
         self.only_observes = OBSERVES in response.headers
         if response.is_error:
-            raise _error(response)
+            raise error_of(response)
         return response
 
 
 def _part(name: str) -> str:
-    """Return one path segment. Raises RequestError for an empty one, which would turn a
-    request about one thing into a request about all."""
-    if not name or name in (".", ".."):
-        raise RequestError("a name is empty", expected="a name or an id", found=name)
+    """Return one path segment. Raises RequestError for what is none: an empty one would turn
+    a request about one thing into a request about all."""
+    if not name or name in (".", "..") or "/" in name:
+        found = name or "nothing"
+        raise RequestError("that is not a name", expected="a name or an id", found=found)
     return quote(name, safe="@")
 
 
@@ -375,19 +376,3 @@ def _body(response: httpx.Response) -> Json:
             "the answer is not JSON; is this the provisioner's API?", found=str(response.url)
         ) from error
     return body if isinstance(body, dict) else {}
-
-
-def _error(response: httpx.Response) -> Exception:
-    try:
-        body = response.json()
-    except ValueError:
-        body = {}
-    return error_from(response.status_code, body if isinstance(body, dict) else {})
-
-
-def _no_answer(url: str, error: httpx.TransportError) -> Unavailable:
-    return Unavailable(
-        f"the service at {url} does not answer",
-        found=str(error) or type(error).__name__,
-        hint="is it running (`provisioner serve`), and is this its URL?",
-    )

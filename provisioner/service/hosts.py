@@ -128,6 +128,9 @@ class Hosts:
                     host=host.name,
                     expected="no open operation and no protection",
                     found=found,
+                    hint=f"provisioner operation cancel {busy.id}"
+                    if busy
+                    else f"provisioner host unprotect {host.name}",
                 )
             tx.delete_host(host.id)
             tx.audit(self._clock(), actor, "host.deleted", host.name, {"id": host.id})
@@ -211,9 +214,8 @@ class Hosts:
         Raises Conflict while an operation owns the host: its power is the operation's.
         """
         host = self.show(name)
-        if host.bmc is None:
-            raise Conflict(f"host {host.name} has no BMC", host=host.name)
-        bmc = self._pool.bmc(host.bmc)
+        bmc_address = _bmc_of(host)
+        bmc = self._pool.bmc(bmc_address)
         if action == "status":
             return bmc.power()
         verbs: dict[str, Callable[[], None]] = {
@@ -245,9 +247,8 @@ class Hosts:
         """Return what makes the host's BMC open to people without a password, each with a hint,
         and put it into its timeline. Raises Conflict without a BMC, and DeviceError."""
         host = self.show(name)
-        if host.bmc is None:
-            raise Conflict(f"host {host.name} has no BMC", host=host.name)
-        found = [{"code": str(way), **_WEAK[way]} for way in self._weak_logins(host.bmc)]
+        bmc_address = _bmc_of(host)
+        found = [{"code": str(way), **_WEAK[way]} for way in self._weak_logins(bmc_address)]
         with self._store.begin() as tx:
             for one in found:
                 text = f"warning: the BMC {one['message']}"
@@ -308,6 +309,17 @@ def check_spec(spec: HostSpec) -> HostSpec:
             hint="leave it out; but a host that reports such a one is given no ticket",
         )
     return replace(spec, macs=macs)
+
+
+def _bmc_of(host: Host) -> BmcAddress:
+    """Return the host's BMC. Raises Conflict when it has none."""
+    if host.bmc is None:
+        raise Conflict(
+            f"host {host.name} has no BMC",
+            host=host.name,
+            hint=f"provisioner host change {host.name} --bmc ADDRESS --bmc-user USER",
+        )
+    return host.bmc
 
 
 def _check_profile(tx: Tx, profile: str | None, host: str) -> None:

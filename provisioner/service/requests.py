@@ -121,7 +121,7 @@ def _check_idle(tx: Tx, host: Host) -> None:
             host=host.name,
             expected="a BMC address",
             found=None,
-            hint=f"provisioner host change {host.name} --bmc ADDRESS",
+            hint=f"provisioner host change {host.name} --bmc ADDRESS --bmc-user USER",
         )
     busy = tx.open_operation(host.id)
     if busy is not None:

@@ -81,6 +81,9 @@ def _http(error: HTTPException) -> Response:
 def refusal(status: int, detail: str | None) -> Response:
     """Return the problem for a framework's own refusal: no such path, method not allowed,
     body too large."""
+    if status == HTTPStatus.NOT_FOUND:
+        # The framework's own sentence speaks to somebody who types URLs into a browser.
+        detail = "this listener has nothing at that path"
     codes: dict[int, str] = {
         HTTPStatus.NOT_FOUND: "not_found",
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "too_large",
@@ -92,6 +95,8 @@ def refusal(status: int, detail: str | None) -> Response:
         "detail": detail or _phrase(status),
         "code": codes.get(status, "request"),
     }
+    if status == HTTPStatus.NOT_FOUND:
+        body["hint"] = "is this the right URL? the API is at api.listen, under /api/v1"
     return _response(status, body)
 
 

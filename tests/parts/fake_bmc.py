@@ -3,11 +3,11 @@
 `test_service_effects.py` holds it to the contract that the IPMI one keeps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from provisioner.core.contracts import Bmc
-from provisioner.core.model import BmcAddress, BootDevice, PowerState
+from provisioner.core.model import BmcAddress, BootDevice, PowerState, WeakLogin
 from provisioner.errors import BmcAuthFailed, BmcRejected, BmcUnreachable
 
 
@@ -97,6 +97,14 @@ class FakeBmcPool:
     def bmc(self, where: BmcAddress) -> Bmc:
         self.passwords.add(where.password.reveal())
         return self.bmcs.setdefault(where.address, FakeBmc())
+
+    def weak_logins(
+        self, where: BmcAddress, weak: Mapping[str, tuple[WeakLogin, ...]]
+    ) -> tuple[WeakLogin, ...]:
+        """Return how the BMC lets people in, of those that are `weak`, unless it is silent."""
+        if self.bmcs.get(where.address, FakeBmc()).is_silent:
+            raise BmcUnreachable(f"BMC {where.address} did not say who may log in")
+        return weak.get(where.address, ())
 
     def close(self) -> None:
         """Nothing is held."""

@@ -368,7 +368,7 @@ def running_site(
         pool=pool,
         store=store,
         archive=archive,
-        hosts=Hosts(store, pool, clock, lambda where: weak.get(where.address, ())),
+        hosts=Hosts(store, pool, clock, lambda where: pool.weak_logins(where, weak)),
         operations=Operations(store, transitions, clock, shelf.newest, archive),
         profiles=Profiles(store, clock),
         releases=Releases(store, archive, clock, transitions, tested_channels=[TESTED_CHANNEL]),

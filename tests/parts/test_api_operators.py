@@ -158,7 +158,7 @@ def test_a_wrong_selection_selects_nothing(client: Client, site: Site, hosts: li
 
 
 def test_no_route_takes_an_empty_name(client: Client) -> None:
-    with pytest.raises(RequestError, match="a name is empty"):
+    with pytest.raises(RequestError, match="that is not a name"):
         client.delete_host("")
 
 

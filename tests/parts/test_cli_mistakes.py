@@ -1,0 +1,185 @@
+"""What a person gets for a file, a token or an address that is none: who must act, what was
+expected and found; never a trace, and never a secret."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from provisioner.cli.main import main
+from tests.parts.command_line import Cli, commands_of
+from tests.parts.fake_bmc import FakeBmc
+from tests.parts.service_site import Site, mac
+
+SECRET = "hunter2"
+
+
+@pytest.fixture
+def cli(site: Site) -> Iterator[Cli]:
+    with commands_of(site) as cli:
+        yield cli
+
+
+def refused(cli: Cli, *words: str, exit_code: int = 2, stdin: str | None = None) -> str:
+    """Return what a refused command says on standard error, after it was looked through."""
+    done = cli(*words, exit_code=exit_code, stdin=stdin)
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert SECRET not in done.stderr
+    return done.stderr
+
+
+# --- files --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [None, b"\xff" + SECRET.encode(), b"a folder"])
+def test_an_unusable_file_is_a_mistake_in_the_request(
+    cli: Cli, tmp_path: Path, content: bytes | None
+) -> None:
+    place = tmp_path / "given"
+    if content == b"a folder":
+        place.mkdir()
+    elif content is not None:
+        place.write_bytes(content)
+    bmc = ("--bmc", "127.0.1.1", "--bmc-user", "admin", "--bmc-password-file", str(place))
+    spec = tmp_path / "hosts.yaml"
+    bmc_in_file = {"address": "127.0.1.1", "user": "admin", "password_file": "given"}
+    spec.write_text(json.dumps([{"name": "r1n1", "macs": [mac(1)], "bmc": bmc_in_file}]))
+    for words in (
+        ("host", "add", "r1n1", "--mac", mac(1), *bmc),
+        ("host", "import", str(spec)),
+        ("host", "import", str(place)),
+        ("profile", "save", str(place), "--name", "web2"),
+        ("host", "list", "--token-file", str(place)),
+    ):
+        assert str(place) in refused(cli, *words)
+    assert cli("host", "list", "-o", "name").stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("disk: {bus: nvme}\ndisk: {bus: sata}", "the key disk stands there twice"),
+        ("disk: {bus: nvme}\nvariables: {a: .nan}", "cannot be sent"),
+        ("&a {disk: *a}", "cannot be sent"),
+        ("[" * 3000 + "]" * 3000, "cannot be sent"),
+        ("disk: {bus: nvme", "is not YAML"),
+        ("disk: !!binary aGk=", "cannot be sent"),
+    ],
+)
+def test_a_document_that_means_nothing_is_refused(cli: Cli, text: str, told: str) -> None:
+    assert told in refused(cli, "profile", "save", "-", "--name", "bad", stdin=text)
+
+
+def test_a_message_of_yaml_has_the_place_and_not_the_line(cli: Cli) -> None:
+    text = f"- {{name: r1n1, bmc: {{password: {SECRET}, password: {SECRET}}}}}"
+    assert "line 1, column" in refused(cli, "host", "import", "-", stdin=text)
+
+
+def test_dates_and_mac_addresses_need_no_quotes(cli: Cli) -> None:
+    """YAML 1.1 takes the one for a date, which JSON has not, the other for a number."""
+    profile = "disk: {bus: nvme}\ncloud_config: {users: [{name: ops, expiredate: 2032-09-01}]}"
+    cli("profile", "save", "-", "--name", "dated", stdin=profile)
+    users = cli.json("profile", "show", "dated")["document"]["cloud_config"]["users"]
+    assert users == [{"name": "ops", "expiredate": "2032-09-01"}]
+    cli("host", "import", "-", stdin="- {name: r1n1, macs: [10:22:33:44:55:56]}")
+    assert cli.json("host", "show", "r1n1")["macs"] == ["10:22:33:44:55:56"]
+
+
+# --- the service and the token ------------------------------------------------------------
+
+
+def with_token(url: str, token: str) -> Result:
+    environment = {"PROVISIONER_URL": url, "PROVISIONER_TOKEN": token}
+    return CliRunner().invoke(main, ("host", "list"), env=environment)
+
+
+@pytest.mark.parametrize("token", [f"{SECRET}\nmore", f"{SECRET} ", f"ü{SECRET}"])
+def test_a_token_that_fits_no_header_is_refused_and_not_shown(
+    cli: Cli, token: str, tmp_path: Path
+) -> None:
+    done = with_token(cli.url, token)
+    assert done.exit_code == 2
+    assert "the API token is not one" in done.stderr
+    assert SECRET not in done.output
+    (tmp_path / "token").write_text(f"# mine\n{token}")
+    refused(cli, "host", "list", "--token-file", str(tmp_path / "token"))
+    (tmp_path / "token").write_text("\n")
+    assert "nothing" in refused(cli, "host", "list", "--token-file", str(tmp_path / "token"))
+
+
+def test_another_listener_is_told_from_the_api(cli: Cli) -> None:
+    told = refused(Cli(cli.url + "/elsewhere", cli.token), "host", "list")
+    assert "api.listen" in told
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../tokens", "a/b"])
+def test_a_name_is_one_part_of_a_path(cli: Cli, name: str) -> None:
+    assert "that is not a name" in refused(cli, "host", "show", name)
+
+
+# --- a new installation -------------------------------------------------------------------
+
+
+def init(*words: str) -> Result:
+    return CliRunner().invoke(main, ("init", *words))
+
+
+@pytest.mark.parametrize("place", ["/proc/site", "n" * 300])
+def test_init_where_nothing_can_be_made_says_so(place: str) -> None:
+    done = init(place)
+    assert done.exit_code == 2
+    assert "no installation can be made in" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [("--dhcp", "full"), ("--database", "mysql://db"), ("--listen-address", "r1n1")]
+)
+def test_init_that_is_refused_leaves_no_folder_and_names_none(
+    tmp_path: Path, words: tuple[str, str]
+) -> None:
+    done = init(str(tmp_path / "site"), *words)
+    assert done.exit_code in (2, 78)
+    assert ".init-" not in done.stderr
+    assert words[0].strip("-").split("-")[0] in done.stderr
+    assert not (tmp_path / "site").exists()
+
+
+def test_what_init_says_to_do_next_can_be_pasted(tmp_path: Path) -> None:
+    done = init(str(tmp_path / "our site"))
+    assert f"doctor --config '{tmp_path / 'our site' / 'provisioner.toml'}'" in done.stdout
+
+
+# --- hosts --------------------------------------------------------------------------------
+
+
+def test_a_bmc_that_does_not_answer_yet_is_said_and_no_error(cli: Cli, site: Site) -> None:
+    site.pool.bmcs["127.0.1.1"] = FakeBmc(is_silent=True)
+    bmc = ("--bmc", "127.0.1.1", "--bmc-user", "admin", "--bmc-password-file", "-")
+    done = cli("host", "add", "r1n1", "--mac", mac(1), *bmc, stdin=SECRET)
+    assert done.stdout.splitlines()[1].startswith("r1n1 ")
+    assert "did not say who may log in, so far" in done.stderr
+    assert "provisioner host power r1n1 status" in done.stderr
+
+
+def test_an_import_says_who_asks_its_bmcs(cli: Cli) -> None:
+    with_bmc = {"address": "127.0.1.1", "user": "admin", "password": SECRET}
+    hosts = [
+        {"name": f"r1n{n}", "macs": [mac(n)], "bmc": with_bmc if n else None} for n in range(2)
+    ]
+    done = cli("host", "import", "-", "-o", "name", stdin=json.dumps(hosts))
+    assert done.stdout == "r1n0\nr1n1\n"
+    assert "1 BMCs" in done.stderr
+    assert "doctor --bmcs" in done.stderr
+    bare = json.dumps([{"name": "r1n2", "macs": [mac(2)]}])
+    assert cli("host", "import", "-", stdin=bare).stderr == ""
+
+
+def test_what_is_refused_says_the_way_out(cli: Cli) -> None:
+    cli("host", "add", "r1n1", "--mac", mac(1))
+    assert "host change r1n1 --bmc" in refused(cli, "host", "power", "r1n1", "status")
+    assert "--profile" in refused(cli, "host", "change", "r1n1")
+    cli("host", "protect", "r1n1")
+    assert "host unprotect r1n1" in refused(cli, "host", "delete", "r1n1")

@@ -23,7 +23,6 @@ EXCHANGES_UNTIL_MAX: Final = 8
 PAUSE_S: Final = (5.0, 90.0)
 # The lock of SQLite is waited for this long at most; see LOCK_WAIT_MAX of the store.
 LOCK_S: Final = (0.5, 15.0)
-LOCK_SHARE: Final = 0.001
 # Which call a lost message is: any, or that of a kind, since most are heartbeats.
 CALLS: Final = ("", "", "boot", "hello", "authorise", "seed", "done", "phone home")
 
@@ -33,18 +32,17 @@ Act = Callable[["Faults", "SimHost"], None]
 class Faults:
     """Strikes hosts and the service of one world."""
 
-    def __init__(self, world: World, intensity: float, kinds: tuple[str, ...] = ("",)) -> None:
-        """`kinds` are the beginnings of the names of those that strike."""
+    def __init__(self, world: World, intensity: float) -> None:
         self._world = world
         self._intensity = intensity
-        self._rows = [row for row in CATALOGUE if row[0].startswith(kinds)]
+        self._rows = [row for row in CATALOGUE if row[0].startswith(world.size.faults)]
         self.had: Counter[str] = Counter()
         self.is_over = False
         # Each waits for so many commits, or exchanges, of the service to pass.
         self._commits: list[tuple[int, Fate]] = []
         self._exchanges: list[tuple[int, str]] = []
         self._pauses: list[int] = []
-        self._lock_share = intensity * LOCK_SHARE
+        self._lock_share = intensity * world.size.lock_share
 
     def plan_for(self, host: SimHost) -> None:
         """Plan what happens around one reimage: as much as the intensity says on average."""

@@ -1,4 +1,4 @@
-"""What must always be true of what follows a failure, and of how much is under way at once."""
+"""What must always be true of what follows a failure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Final
 
 from provisioner.core.model import Kind, Phase
 from provisioner.core.recovery import Cause, Next, OnQuarantine
-from provisioner.service.facts import STARTS_WINDOW
 
 from .invariants import LATE_MAX_S
 from .judging import about
@@ -163,33 +162,4 @@ def a_quarantined_host_is_switched_off(saw: Ended, world: World) -> str | None: 
         is_excused = host.troubled_until_s > 0 or host.bmc.quirks.resets_its_password
         if row.quarantine_reason and host.is_on and not is_excused:
             return f"{host.name} is on: {row.quarantine_reason}"
-    return None
-
-
-# --- how much at once ---------------------------------------------------------------------
-
-
-@about(Committed)
-def nothing_starts_beyond_the_limits(saw: Committed, world: World) -> str | None:  # noqa: ARG001 # every judge is asked alike
-    """No more operations are in flight, or were started within a minute, than is allowed."""
-    ledger, rules = world.ledger, world.rules
-    if not ledger.starts_s or ledger.starts_s[-1] != world.now_s:
-        return None
-    in_flight = [one.id for one in ledger.now.open_operations if one.is_started]
-    if len(in_flight) > rules.in_flight_max:
-        return f"{in_flight} are in flight"
-    after_s = world.now_s - STARTS_WINDOW.total_seconds()
-    lately = [begun_s for begun_s in ledger.starts_s if begun_s > after_s]
-    if len(lately) > rules.starts_per_minute_max:
-        return f"{len(lately)} were started within a minute"
-    return None
-
-
-@about(Committed)
-def nothing_starts_while_the_breaker_is_open(saw: Committed, world: World) -> str | None:  # noqa: ARG001 # every judge is asked alike
-    """An open breaker stops every start, until a person closes it."""
-    for before, operation in world.ledger.changed:
-        is_start = before is not None and before.phase == Phase.QUEUED and operation.is_started
-        if is_start and world.ledger.breaker_is_open():
-            return f"{operation.id} starts"
     return None

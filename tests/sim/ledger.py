@@ -18,14 +18,15 @@ from .database import Database
 from .scheduler import Scheduler
 
 _HOSTS: Final = """
-SELECT id, name, state, generation, release, is_protected, in_maintenance, quarantine_reason
+SELECT id, name, state, generation, release, is_protected, in_maintenance, quarantine_reason,
+       json_extract(labels, '$.group')
 FROM hosts"""
 _OPERATIONS: Final = """
 SELECT id, host_id, kind, phase, generation, release, deadline_at, rung,
        json_extract(evidence, '$.healthy_since'),
        json_extract(evidence, '$.bmc_login_refused_at'), json_extract(error, '$.code'),
        json_extract(pins, '$.cause'), json_extract(pins, '$.after'),
-       json_extract(follow_up, '$.what'), follow_up_at
+       json_extract(follow_up, '$.what'), follow_up_at, requested_at
 FROM operations"""
 _FINAL: Final = frozenset(phase.value for phase in FINAL)
 
@@ -42,6 +43,7 @@ class HostFacts:
     is_protected: int
     in_maintenance: int
     quarantine_reason: str | None
+    group: str | None  # as people have labelled it
 
     @property
     def is_flagged_by_hand(self) -> bool:
@@ -71,6 +73,7 @@ class OperationFacts:
     after: str | None  # the operation that this one follows by itself
     follow_up: str | None  # what comes after this one: retry, rollback or quarantine
     follow_up_at: str | None
+    requested_at: str
 
     @property
     def is_open(self) -> bool:
@@ -98,6 +101,11 @@ class Snapshot:
         return tuple(one for one in self.operations.values() if one.is_open)
 
     @cached_property
+    def in_flight(self) -> dict[str, OperationFacts]:
+        """What has started and not ended, by the host that it is on."""
+        return {one.host_id: one for one in self.open_operations if one.is_started}
+
+    @cached_property
     def to_follow(self) -> tuple[OperationFacts, ...]:
         """Those that have ended, with something to come by itself."""
         return tuple(one for one in self.operations.values() if one.follow_up_at is not None)
@@ -120,6 +128,15 @@ class Snapshot:
 
 # An operation as it was before a commit, None for one that is new, and as it is.
 Change = tuple[OperationFacts | None, OperationFacts]
+
+
+@dataclass(frozen=True)
+class Start:
+    """An operation that has left the queue. `was_healthy`: it took a healthy host away."""
+
+    at_s: float
+    host_id: str
+    was_healthy: bool
 
 
 @dataclass(frozen=True)
@@ -155,7 +172,9 @@ class Ledger:
         self.released: set[str] = set()
         self.permitted: set[str] = set()  # hosts, by id, that may have been written
         self.ever_quarantined: set[str] = set()  # by name
-        self.starts_s: list[float] = []  # when an operation has left the queue
+        self.starts: list[Start] = []
+        # Hosts, by id, whose newest system was proven and not touched since.
+        self.proven: set[str] = set()
         # By operation: which disk carried the system that reported its nonce.
         self.reported_from: dict[str, str] = {}
         # By operation: when its new system was heard last.
@@ -188,13 +207,16 @@ class Ledger:
         self.stuck_at_s, self.overdue_at_s = None, None
         self.committed_s = self._scheduler.now_s
         for before, one in self.changed:
+            if before is not None and before.phase == Phase.QUEUED and one.is_started:
+                was_healthy = self.is_healthy(one.host_id, self.before)
+                self.starts.append(Start(self.committed_s, one.host_id, was_healthy))
             if one.phase == Phase.WRITING:
                 self.permitted.add(one.host_id)
+                self.proven.discard(one.host_id)
             if one.phase == Phase.SUCCEEDED and one.kind == Kind.DEPLOYMENT:
                 self.unproven.discard(one.host_id)
                 self.permitted.discard(one.host_id)
-            if before is not None and before.phase == Phase.QUEUED and one.is_started:
-                self.starts_s.append(self.committed_s)
+                self.proven.add(one.host_id)
         self.ever_quarantined |= {
             host.name for host in self.now.hosts.values() if host.quarantine_reason
         }
@@ -208,6 +230,18 @@ class Ledger:
             self._changed = [(before, one) for before, one in pairs if before != one]
         return self._changed
 
+    @property
+    def newest_starts(self) -> list[Start]:
+        """What the last commit has started, while no time has passed since."""
+        return [one for one in self.starts if one.at_s == self._scheduler.now_s]
+
+    def is_healthy(self, host_id: str, among: Snapshot) -> bool:
+        """Return whether a host serves: its system is proven, nothing is done to it, and nobody
+        has put it aside."""
+        host = among.hosts[host_id]
+        is_aside = host.in_maintenance or host.quarantine_reason
+        return host_id in self.proven and not is_aside and host_id not in among.in_flight
+
     def chain_of(self, operation: OperationFacts) -> list[OperationFacts]:
         """Return an operation and those that it follows, the newest first."""
         chain = [operation]
@@ -218,6 +252,10 @@ class Ledger:
     def note_write(self, operation_id: str) -> None:
         self.written.add(operation_id)
         self.unproven.add(self.now.operations[operation_id].host_id)
+
+    def waits_s(self, operation: OperationFacts) -> float:
+        """How long ago an operation was asked for."""
+        return self._scheduler.now_s - self._seconds_of(operation.requested_at)
 
     @property
     def is_proving(self) -> bool:

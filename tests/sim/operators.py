@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from provisioner.core.model import Json, Kind
 
+from .draws import labels_of
 from .network import NoAnswer, Refused
 from .scheduler import Group
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 ACTOR: Final = "token:admin"
 LOOK_S: Final = (5.0, 15.0)
 BREAKER_LOOK_S: Final = (60.0, 400.0)
+# Who waits for their turn so long is called off: a group may never have a host to spare.
+QUEUE_LOOK_S: Final = (120.0, 600.0)
+WAITS_MAX_S: Final = 1500.0
 TRIES_MAX: Final = 8
 
 
@@ -35,10 +39,13 @@ class Operators:
         """Have one person look after each host that is to be reimaged, and some others."""
         chance = self._world.chance
         self._world.scheduler.spawn("closer", self._close_the_breaker, self._group)
+        self._world.scheduler.spawn("impatient", self._call_off_what_waits, self._group)
         for host in self._world.hosts_to_reimage:
             self._have("owner", partial(self._look_after, host))
         if chance.random() < self._size.revoked_share:
             self._have("revoker", self._revoke_one)
+        if chance.random() < self._size.moved_share:
+            self._have("mover", self._move_one)
         for flag in ("is_protected", "in_maintenance"):
             if chance.random() < self._size.flagged_share:
                 self._have("flagger", partial(self._flag_one, flag))
@@ -107,7 +114,7 @@ class Operators:
         now = self._world.ledger.now
         operation = now.open_on(name) or now.to_follow_on(name)
         if operation is not None:
-            self._ask(lambda to: to.operations.cancel(operation.id, actor=ACTOR))
+            self._ask(_cancel(operation.id))
 
     def _wait_until_ended(self, host: SimHost, *, is_patient: bool = True) -> None:
         world = self._world
@@ -130,6 +137,23 @@ class Operators:
             world.scheduler.sleep(world.chance.uniform(*BREAKER_LOOK_S))
             if world.ledger.breaker_is_open():
                 self._ask(lambda to: to.breakers.close("looked at it", actor=ACTOR))
+
+    def _call_off_what_waits(self) -> None:
+        """Have somebody look through the queue now and then, for as long as the world lasts."""
+        world = self._world
+        while True:
+            world.scheduler.sleep(world.chance.uniform(*QUEUE_LOOK_S))
+            for one in world.ledger.now.open_operations:
+                if not one.is_started and world.ledger.waits_s(one) > WAITS_MAX_S:
+                    self._ask(_cancel(one.id))
+
+    def _move_one(self) -> None:
+        """Move a host to another group, whatever is being done to it."""
+        world, chance = self._world, self._world.chance
+        world.scheduler.sleep(chance.uniform(60.0, 900.0))
+        host, labels = chance.choice(world.hosts_to_reimage), labels_of(world)
+        world.note(f"{host.name} is labelled {labels}")
+        self._ask(lambda to: to.hosts.change(host.name, labels=labels, actor=ACTOR))
 
     def _revoke_one(self) -> None:
         self._world.scheduler.sleep(self._world.chance.uniform(60.0, 900.0))
@@ -175,6 +199,10 @@ def count_deployments(world: World) -> int:
     """Return how many reimages the service has accepted."""
     found = world.ledger.now.operations.values()
     return sum(operation.kind == Kind.DEPLOYMENT for operation in found)
+
+
+def _cancel(operation_id: str) -> Handler[object]:
+    return lambda to: to.operations.cancel(operation_id, actor=ACTOR)
 
 
 def _deploy(name: str, release: str, options: Json) -> Handler[object]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Final
 
+from provisioner.core.fleet import NO_LIMIT, Floor
+
 
 @dataclass(frozen=True)
 class Size:
@@ -11,7 +13,8 @@ class Size:
     how likely it is: that a reimage is cancelled, that a host is restarted by hand right before
     one, that a release is revoked in a run, that a host is flagged in one for a while, that a
     host tries its network first, that failures are followed by attempts, that a quarantine is
-    lifted before the next reimage is asked for."""
+    lifted before the next reimage is asked for, that a host is moved to another group in a run,
+    that there are two services from the beginning."""
 
     hosts_min: int = 1
     hosts_max: int = 4
@@ -24,8 +27,17 @@ class Size:
     network_first_share: float = 0.3
     automatic_share: float = 0.8
     released_share: float = 0.7
+    moved_share: float = 0.2
+    two_services_share: float = 0.15
+    # Which group a host is in, and what is allowed in each; one of each is drawn.
+    groups: tuple[str, ...] = ("web", "web", "db", "")
+    group_in_flight: tuple[int, ...] = (NO_LIMIT, 1, 1, 2)
+    group_starts: tuple[int, ...] = (NO_LIMIT, 1)
+    group_floors: tuple[Floor, ...] = (Floor(), Floor(), Floor(hosts=1), Floor(percent=50))
     # How long an agent takes at most for each part of the image.
     chunks_s: tuple[float, ...] = (2.0, 2.0, 4.0, 20.0)
+    # How likely it is for each intensity that whoever writes has to wait for a lock.
+    lock_share: float = 0.001
     # Which faults there are, by the beginnings of their names: all.
     faults: tuple[str, ...] = ("",)
 

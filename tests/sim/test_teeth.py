@@ -5,10 +5,12 @@ from typing import Final
 
 import pytest
 
+from provisioner.core.fleet import NO_LIMIT, Floor
 from tests.sim.judging import names
 from tests.sim.report import replay_command, story_of
+from tests.sim.service_process import Parts
 from tests.sim.sizes import Size
-from tests.sim.weaknesses import BREAKS
+from tests.sim.weaknesses import BREAKS, RACES
 from tests.sim.world import Outcome, simulate
 
 SEEDS_MAX: Final = 12
@@ -23,6 +25,18 @@ FAILING: Final = Size(
     released_share=0.0,
     faults=("disk",),
 )
+# Four hosts of one group, and little that goes wrong.
+GROUP: Final = Size(
+    hosts_min=4,
+    intensities=(1.0,),
+    cancelled_share=0.0,
+    groups=("web",),
+    group_in_flight=(NO_LIMIT,),
+    group_starts=(NO_LIMIT,),
+    group_floors=(Floor(),),
+)
+# Two services from the beginning, each of which often waits for the other one's lock.
+TWO: Final = replace(GROUP, rounds=1, two_services_share=1.0, lock_share=0.2, faults=("disk",))
 # What is seen only when two things meet that seldom do: runs in which they often do.
 SIZES: Final = {
     "a_chain_has_its_attempts_and_one_way_back": FAILING,
@@ -31,6 +45,9 @@ SIZES: Final = {
     "a_quarantined_host_is_switched_off": replace(FAILING, rounds=1),
     "nothing_starts_while_the_breaker_is_open": replace(FAILING, hosts_min=4, hosts_max=4),
     "what_is_due_follows": FAILING,
+    "no_group_has_more_in_flight_than_it_may": replace(GROUP, group_in_flight=(1,)),
+    "no_group_starts_faster_than_it_may": replace(GROUP, group_starts=(1,)),
+    "a_group_keeps_its_healthy_hosts": replace(GROUP, group_floors=(Floor(percent=50),)),
     "a_flagged_host_gets_no_permission": Size(
         hosts_max=1, intensities=(1.0,), flagged_share=1.0, chunks_s=(90.0,)
     ),
@@ -56,8 +73,16 @@ SIZES: Final = {
 
 @pytest.mark.parametrize("invariant", names())
 def test_what_breaks_an_invariant_is_found(invariant: str) -> None:
-    size = SIZES.get(invariant, ROUGH)
-    found = first_broken(invariant, size)
+    check_is_found(invariant, BREAKS[invariant], SIZES.get(invariant, ROUGH))
+
+
+@pytest.mark.parametrize("invariant", RACES)
+def test_a_race_of_two_services_is_found(invariant: str) -> None:
+    check_is_found(invariant, RACES[invariant], TWO)
+
+
+def check_is_found(invariant: str, weakness: Parts, size: Size) -> None:
+    found = first_broken(invariant, weakness, size)
     assert found is not None, f"not in {SEEDS_MAX} seeds"
     assert found.broken is not None
     assert found.broken[0] == invariant
@@ -69,10 +94,10 @@ def test_what_breaks_an_invariant_is_found(invariant: str) -> None:
     assert whole.broken is None, story_of(whole)
 
 
-def first_broken(invariant: str, size: Size) -> Outcome | None:
+def first_broken(invariant: str, weakness: Parts, size: Size) -> Outcome | None:
     """Return the first run in which the weakness made for this invariant is seen."""
     for seed in range(1, SEEDS_MAX + 1):
-        outcome = simulate(seed, BREAKS[invariant], size, judges=[invariant])
+        outcome = simulate(seed, weakness, size, judges=[invariant])
         if outcome.broken is not None:
             return outcome
     return None

@@ -5,8 +5,8 @@ A simulation that finds nothing may be blind. Here it has to find what is there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, cast
@@ -15,8 +15,9 @@ from provisioner.agent.session import Session
 from provisioner.core.bootplan import BootPlan, BootRequest, LocalDisk, Ramdisk
 from provisioner.core.contracts import Bmc, Outgoing, Store, Tx
 from provisioner.core.effects import PowerOffQuarantined, ReturnToDisk
-from provisioner.core.fleet import Breaker, Rules
-from provisioner.core.lifecycle import E, Limits
+from provisioner.core.fleet import Breaker, Fleet, Load, Rules
+from provisioner.core.guard import HostRefused, TicketPermit, authorise_ticket
+from provisioner.core.lifecycle import E, Limits, NotAllowed
 from provisioner.core.model import (
     BmcAddress,
     BootDevice,
@@ -44,6 +45,7 @@ from provisioner.service.recovery import Recovery
 from provisioner.service.worker import Worker
 
 from . import invariants as never
+from . import invariants_limits as limits
 from . import invariants_recovery as after
 from .bmcs import SimBmcPool
 from .disks import SimDisk
@@ -216,6 +218,21 @@ class LooksAway(Worker):
         super().check(operation_id)
 
 
+class StartsByItsLook(Worker):
+    """Counts once for its look through the queue, and not again when it starts something."""
+
+    def _start(self, operation_id: OperationId) -> bool:
+        with suppress(NotAllowed, HostRefused), self._store.begin() as tx:
+            operation = tx.operation(operation_id)
+            host = tx.host(operation.host_id)
+            facts = self._guard.of(tx, operation, host)
+            permit = authorise_ticket(operation, host, facts, Fleet(Load()), self._guard.rules)
+            assert isinstance(permit, TicketPermit)
+            self._move(tx, operation, E.START, permit=permit, progress={})
+            return True
+        return False
+
+
 class Reopens(Worker):
     """Has what has failed tried again by setting it back."""
 
@@ -314,6 +331,27 @@ class SeesNoBreaker(_Through):
         return Breaker()
 
 
+class KnowsNoGroups(_Through):
+    """Counts what is under way in the fleet, and never in a group."""
+
+    def loads(self, **how: Any) -> Mapping[str | None, Load]:
+        return {None: sum(self.tx.loads(**how).values(), Load())}
+
+
+class ForgetsStarts(_Through):
+    """Does not know any more what was started a moment ago."""
+
+    def loads(self, **how: Any) -> Mapping[str | None, Load]:
+        return {name: replace(load, started=0) for name, load in self.tx.loads(**how).items()}
+
+
+class CountsTheSick(_Through):
+    """Takes every host of a group for a healthy one."""
+
+    def group_sizes(self, groups: Iterable[str]) -> Mapping[str, tuple[int, int]]:
+        return {name: (every, every) for name, (every, _) in self.tx.group_sizes(groups).items()}
+
+
 class ShowsThePast(_Through):
     """Shows an open operation as it was when its effects were saved."""
 
@@ -356,8 +394,16 @@ def _store(weak: type[_Through], *where: str) -> Callable[[Store], Store]:
     return lambda store: _WeakStore(store, weak, where or (WRITING,))
 
 
+def _everywhere(weak: type[_Through]) -> Parts:
+    return Parts(store=_store(weak, READING, WRITING))
+
+
 # The performer alone sees an old state: it acts without a look at what has become of it.
 PAST: Final = Parts(performer_store=_store(ShowsThePast, READING))
+# What only a second service at work makes wrong.
+RACES: Final[dict[str, Parts]] = {
+    limits.nothing_starts_beyond_the_limits.__name__: Parts(worker=StartsByItsLook),
+}
 # For each invariant something that breaks it.
 BREAKS: Final[dict[str, Parts]] = {
     judge.__name__: parts
@@ -391,11 +437,14 @@ BREAKS: Final[dict[str, Parts]] = {
         (after.a_release_that_failed_is_remembered, Parts(store=_store(ForgetsFailures))),
         (after.a_quarantined_host_is_left_alone, Parts(operations=ReleasesByItself)),
         (after.a_quarantined_host_is_switched_off, Parts(performer=LeavesOn)),
-        (after.nothing_starts_beyond_the_limits, Parts(rules=Rules(breaker_hosts_max=1000))),
+        (limits.nothing_starts_beyond_the_limits, Parts(rules=Rules(breaker_hosts_max=1000))),
         (
-            after.nothing_starts_while_the_breaker_is_open,
-            Parts(store=_store(SeesNoBreaker, READING, WRITING)),
+            limits.nothing_starts_while_the_breaker_is_open,
+            _everywhere(SeesNoBreaker),
         ),
+        (limits.no_group_has_more_in_flight_than_it_may, _everywhere(KnowsNoGroups)),
+        (limits.no_group_starts_faster_than_it_may, _everywhere(ForgetsStarts)),
+        (limits.a_group_keeps_its_healthy_hosts, _everywhere(CountsTheSick)),
         (never.generations_only_rise, Parts(store=_store(CountsBack))),
         (never.what_has_ended_stays_ended, Parts(worker=Reopens)),
         (never.what_has_ended_opens_nothing, Parts(agents=GoesOnForEver)),

@@ -8,15 +8,13 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-from provisioner.core.fleet import Rules
 from provisioner.core.model import BmcAddress, Secret
-from provisioner.core.recovery import OnQuarantine, Policy
 from provisioner.service.hosts import HostSpec
 
-from . import invariants, invariants_recovery  # noqa: F401 # they are asked through `judging`
-from .bmcs import Quirks, SimBmc
+from . import invariants, invariants_limits, invariants_recovery  # noqa: F401 # they are asked through `judging`
+from .bmcs import SimBmc
 from .database import Database, Fate
-from .disks import SimDisk
+from .draws import DISK_BYTES, PROFILE, host_of, labels_of, policy_of, rules_of
 from .faults import Faults
 from .hosts import SimHost
 from .judging import broken_by, names
@@ -32,9 +30,6 @@ from .sizes import USUAL, Size
 from .trace import Trace
 
 BEGINS_AT: Final = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
-GIB: Final = 1 << 30
-DISK_BYTES: Final = 8 * GIB
-OTHER_DISK_BYTES: Final = 2 * GIB
 FIRST: Final = "service-1"
 # A worker that was not heard of for so long has lost its work to another.
 LEASE_S: Final = 20.0
@@ -87,23 +82,23 @@ class World:
         self.ledger = Ledger(self.database, self.scheduler)
         self.network = Network(self)
         self.shelf = Shelf()
-        self.faults = Faults(self, size.intensities[seed % len(size.intensities)], size.faults)
         self.rows_taken: Counter[Any] = Counter()
         self.broken: tuple[str, str] | None = None
         self.database_failed_s = float("-inf")  # when it last did
         self.processes: list[ServiceProcess] = []
         self.parts = parts
         self.size = size
-        self.policy = self._new_policy()
-        self.rules = self._new_rules()
+        self.faults = Faults(self, size.intensities[seed % len(size.intensities)])
+        self.policy = policy_of(self)
+        self.rules = rules_of(self)
         self._ever_started: set[str] = set()
         self._names: Counter[str] = Counter()
         self.hosts_to_reimage = [
-            self._new_host(number)
+            host_of(self, number)
             for number in range(1, self.chance.randint(size.hosts_min, size.hosts_max) + 1)
         ]
         # One that is managed and that nobody wants reimaged, and one that nobody knows.
-        self.others = [self._new_host(number, is_network_first=True) for number in (90, 91)]
+        self.others = [host_of(self, number, is_network_first=True) for number in (90, 91)]
         self.operators = Operators(self)
         self._connect()
 
@@ -275,10 +270,12 @@ class World:
         service = ServiceProcess(self, "setup", REAL)
         for manifest in manifests().values():
             service.releases.register(manifest, 1, actor=ACTOR)
-        service.profiles.save("web", _profile(), actor=ACTOR)
+        service.profiles.save("web", PROFILE, actor=ACTOR)
         for host in [*self.hosts_to_reimage, self.others[0]]:
             where = BmcAddress(host.bmc_address, 623, "admin", Secret("bmc-password"))
-            service.hosts.add(HostSpec(host.name, (host.mac,), where, profile="web"), actor=ACTOR)
+            labels = labels_of(self)
+            spec = HostSpec(host.name, (host.mac,), where, profile="web", labels=labels)
+            service.hosts.add(spec, actor=ACTOR)
         for host in self._all_hosts():
             self.scheduler.after(self.chance.uniform(0.0, 5.0), host.switch_on)
         for host in self.others:
@@ -286,6 +283,8 @@ class World:
                 restart = partial(host.restart, "by hand")
                 self.scheduler.after(self.chance.uniform(60.0, 900.0), restart)
         self._start_service(FIRST)
+        if self.chance.random() < self.size.two_services_share:
+            self._start_service(self.new_name("replica"))
         self.operators.begin()
 
     def _is_done(self) -> bool:
@@ -377,50 +376,6 @@ class World:
 
     def _all_hosts(self) -> list[SimHost]:
         return [*self.hosts_to_reimage, *self.others]
-
-    def _new_policy(self) -> Policy:
-        chance = self.chance
-        return Policy(
-            is_automatic=chance.random() < self.size.automatic_share,
-            attempts_max=chance.choice((1, 2, 2, 3)),
-            may_roll_back=chance.random() < 0.8,
-            on_quarantine=chance.choice(tuple(OnQuarantine)),
-        )
-
-    def _new_rules(self) -> Rules:
-        """So few at once that some wait; and a breaker that opens, or one that never does."""
-        breaker_hosts = self.chance.choice((2, 3, 1000))
-        return Rules(in_flight_max=2, starts_per_minute_max=2, breaker_hosts_max=breaker_hosts)
-
-    def _new_host(self, number: int, *, is_network_first: bool = False) -> SimHost:
-        chance = self.chance
-        big = SimDisk.with_old_system("vda", f"SER-{number}-a", DISK_BYTES, "virtio")
-        small = SimDisk.with_old_system("vdb", f"SER-{number}-b", OTHER_DISK_BYTES, "virtio")
-        disks = [[big], [big, small], [small, big]][chance.choices((0, 1, 2), (6, 3, 1))[0]]
-        host = SimHost(
-            self,
-            number,
-            disks,
-            post_s=chance.choice((15.0, 40.0, 90.0)),
-            chunk_s=chance.choice(self.size.chunks_s),
-            is_network_first=is_network_first or chance.random() < self.size.network_first_share,
-            tries_again=chance.random() < 0.5,
-        )
-        host.bmc.quirks = Quirks(
-            clears_flag_after_60_s=chance.random() < 0.5,
-            takes_once_as_persistent=chance.random() < 0.15,
-            runs_reset_twice=chance.random() < 0.15,
-            resets_its_password=chance.random() < 0.05,
-        )
-        return host
-
-
-def _profile() -> dict[str, Any]:
-    return {
-        "cloud_config": {"hostname": "${host.name}"},
-        "disk": {"bus": "virtio", "size_min_bytes": 4 * GIB},
-        "health": {"soak_s": 10, "checks": [{"type": "ssh", "port": 22}, {"type": "systemd"}]},
-    }
 
 
 def simulate(

@@ -1,4 +1,5 @@
-"""What must always be true of how much is under way at once: in the fleet, and in each group.
+"""What must always be true of what starts, and of how much is under way at once: in the fleet,
+and in each group.
 
 The guard counts in the transaction that starts an operation, so what is held here is the row of
 each start: caps and rates with it counted, and a floor that it leaves standing. What else takes
@@ -82,6 +83,19 @@ def nothing_starts_while_the_breaker_is_open(saw: Committed, world: World) -> st
         is_start = before is not None and before.phase == Phase.QUEUED and operation.is_started
         if is_start and world.ledger.breaker_is_open():
             return f"{operation.id} starts"
+    return None
+
+
+@about(Committed)
+def nothing_is_refused_without_a_reason(saw: Committed, world: World) -> str | None:  # noqa: ARG001 # every judge is asked alike
+    """A host is left alone because it is flagged, or its release is revoked. That another
+    worker was quicker is no reason."""
+    for _, operation in world.ledger.changed:
+        if operation.error_code != "host_refused" or operation.is_open:
+            continue
+        is_flagged = world.ledger.now.host_of(operation).is_flagged
+        if not is_flagged and not world.ledger.revoked(operation.release or ""):
+            return f"{operation.id} was refused"
     return None
 
 

@@ -48,6 +48,7 @@ SIZES: Final = {
     "no_group_has_more_in_flight_than_it_may": replace(GROUP, group_in_flight=(1,)),
     "no_group_starts_faster_than_it_may": replace(GROUP, group_starts=(1,)),
     "a_group_keeps_its_healthy_hosts": replace(GROUP, group_floors=(Floor(percent=50),)),
+    "nothing_is_refused_without_a_reason": TWO,
     "a_flagged_host_gets_no_permission": Size(
         hosts_max=1, intensities=(1.0,), flagged_share=1.0, chunks_s=(90.0,)
     ),

@@ -16,7 +16,7 @@ from provisioner.core.bootplan import BootPlan, BootRequest, LocalDisk, Ramdisk
 from provisioner.core.contracts import Bmc, Outgoing, Store, Tx
 from provisioner.core.effects import PowerOffQuarantined, ReturnToDisk
 from provisioner.core.fleet import Breaker, Fleet, Load, Rules
-from provisioner.core.guard import HostRefused, TicketPermit, authorise_ticket
+from provisioner.core.guard import HostRefused, TicketPermit, authorise_ticket, left_alone
 from provisioner.core.lifecycle import E, Limits, NotAllowed
 from provisioner.core.model import (
     BmcAddress,
@@ -233,6 +233,19 @@ class StartsByItsLook(Worker):
         return False
 
 
+class RefusesWhatIsStarted(Worker):
+    """Takes an operation that another worker has started for one that may not start."""
+
+    def _start(self, operation_id: OperationId) -> bool:
+        with self._store.begin() as tx:
+            operation = tx.operation(operation_id)
+            if operation.phase is Phase.NETBOOTING:
+                error = left_alone(tx.host(operation.host_id), "it has started").as_dict()
+                self._move(tx, operation, E.REFUSED, error=error)
+                return False
+        return super()._start(operation_id)
+
+
 class Reopens(Worker):
     """Has what has failed tried again by setting it back."""
 
@@ -445,6 +458,7 @@ BREAKS: Final[dict[str, Parts]] = {
         (limits.no_group_has_more_in_flight_than_it_may, _everywhere(KnowsNoGroups)),
         (limits.no_group_starts_faster_than_it_may, _everywhere(ForgetsStarts)),
         (limits.a_group_keeps_its_healthy_hosts, _everywhere(CountsTheSick)),
+        (limits.nothing_is_refused_without_a_reason, Parts(worker=RefusesWhatIsStarted)),
         (never.generations_only_rise, Parts(store=_store(CountsBack))),
         (never.what_has_ended_stays_ended, Parts(worker=Reopens)),
         (never.what_has_ended_opens_nothing, Parts(agents=GoesOnForEver)),

@@ -1,5 +1,6 @@
-"""What the settings put in force: time limits, how much at once, whose addresses are fixed."""
+"""What the settings put in force: time limits, how much at once, who has which address."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -9,6 +10,7 @@ from .core.lifecycle import Limits
 from .core.model import Phase
 from .core.recovery import OnQuarantine, Policy
 from .netboot.leases import leases_in
+from .netboot.neighbours import neighbour_at
 from .service.addresses import Addresses
 from .settings import Settings
 
@@ -54,6 +56,20 @@ def addresses_of(settings: Settings) -> Addresses:
     if settings.dhcp.mode != "full":
         return Addresses(own=own)
     return Addresses(lambda: leases_in(dhcp_leases(settings)), own)
+
+
+def mac_at(settings: Settings) -> Callable[[str], str | None]:
+    """Return what says which MAC is at an address: our own leases know best; elsewhere our
+    kernel has just spoken with the address."""
+
+    def find(address: str) -> str | None:
+        if settings.dhcp.mode == "full":
+            for mac, addresses in (leases_in(dhcp_leases(settings)) or {}).items():
+                if address in addresses:
+                    return mac
+        return neighbour_at(address)
+
+    return find
 
 
 def dhcp_leases(settings: Settings) -> Path:

@@ -84,7 +84,8 @@ class BootSettings:
     accel: bool = _setting(
         types.boolean,
         False,
-        "answer files with X-Accel-Redirect, for an nginx in front that serves data_dir",
+        "answer files with X-Accel-Redirect, for an nginx in front that serves data_dir; "
+        "`why` sees no downloads then",
     )
 
 

@@ -18,7 +18,7 @@ from .core.diagnosis import Dhcp
 from .core.manifest import Manifest
 from .core.trust import TrustPolicy
 from .failpoints import Reach, WatchedEffects, WatchedMarkFile, WatchedPool, WatchedStore
-from .in_force import addresses_of, limits_of, policy_of, rules_of
+from .in_force import addresses_of, limits_of, mac_at, policy_of, rules_of
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -174,6 +174,7 @@ def build(settings: Settings, reach: Reach | None = None) -> Service:
     from .service.facts import GuardFacts
     from .service.fence import Fence
     from .service.hosts import Hosts
+    from .service.network_lines import SeenFrom
     from .service.operations import Operations
     from .service.profiles import Profiles
     from .service.ramdisks import Ramdisks
@@ -216,7 +217,7 @@ def build(settings: Settings, reach: Reach | None = None) -> Service:
     agent_ca = settings.keys.agent_tls_pem.read_text()
     archive = archive_of(settings, reach)
     addresses = addresses_of(settings)
-    timeline = Timeline(store)
+    timeline = Timeline(store, None if settings.boot.accel else SeenFrom(mac_at(settings)))
 
     def close() -> None:
         timeline.close()
@@ -360,9 +361,13 @@ def api_app(service: Service) -> Flask:
 
 
 def boot_app(service: Service) -> Flask:
+    from .service.chance import utc_now
+    from .service.network_lines import NetworkLines
     from .web.boot import create_app
+    from .web.downloads import Downloads
 
-    return create_app(service, files_of(service))
+    lines = NetworkLines(service.store, mac_at(service.settings))
+    return create_app(service, files_of(service), Downloads(lines.add, utc_now))
 
 
 def files_of(service: Service) -> FileSource:

@@ -14,6 +14,7 @@ from provisioner.core.diagnosis import (
     NETBOOT_PATIENCE,
     POST_PATIENCE,
 )
+from provisioner.web.downloads import TELL_S, TOLD_MAX
 
 WIDTH: Final = 118
 PAGE: Final = Path(__file__).parents[1] / "docs" / "why.md"
@@ -52,6 +53,23 @@ exchange is seen; with `off` none, and then TFTP and the boot script have to tel
 addresses only: it finds the host by our leases, or by what this machine's kernel last heard at
 that address. What another DHCP server answered, whether a link is up, and what a console shows,
 nobody tells the service.
+
+**Downloads.** The boot listener writes when a host asks for kernel or ramdisk, when it has taken
+the file whole or broken off and after how many bytes, and in between, at most once in
+{int(TELL_S)} s and {
+    TOLD_MAX
+} times for each download, how far it is or that it stands still. Taken is what
+the host's TCP has acknowledged: a host that was switched off in the middle stands still for a
+quarter of an hour before Linux gives it up. The host is found by its address, as TFTP finds it,
+and counts for as many lines again as with TFTP, in each process of the listener. GRUB (Secure
+Boot) fetches by TFTP, which tells of a download only once it has ended.
+
+What is not seen proves nothing, and `why` claims nothing from it: with `boot.accel`, or another
+proxy in front, the files are sent or asked for by somebody else, and no download has a line;
+nor has one where `dhcp.mode` is `proxy` or `off` and a router stands between host and service,
+for then this machine hears no MAC of the host. Each answer to boot the ramdisk notes whether
+downloads from that address will be seen (`downloads_seen`); only where they will,
+`download_not_begun` may be the cause. Elsewhere it stays at `ramdisk_not_heard`.
 
 | cause | in words |
 |---|---|

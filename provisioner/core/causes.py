@@ -1,10 +1,12 @@
 """Every cause that `why` can tell apart, the most specific first: those before the ramdisk from
-`causes_of_netboot`, then what an agent and a new system may meet, then what is as it should be.
+`causes_of_netboot` and `causes_of_download`, then what an agent and a new system may meet, then
+what is as it should be.
 """
 
 from collections.abc import Callable
 from typing import Final
 
+from .causes_of_download import DOWNLOAD
 from .causes_of_netboot import (
     AGAIN,
     AGENT,
@@ -235,6 +237,13 @@ _AS_IT_IS: Final = (
         SERVICE,
     ),
     Cause(
+        "fetches_ramdisk",
+        lambda case: case.is_fetching,
+        "nothing is wrong so far: it fetches its {kernel_or_ramdisk}; the last line had {came}",
+        (CONSOLE + ", if you like to see it",),
+        _ALL,
+    ),
+    Cause(
         "netbooting",
         _phase(Phase.NETBOOTING),
         "nothing is wrong so far: its BMC switches it off and on, and it starts from the network",
@@ -303,6 +312,7 @@ CAUSES: Final = (
     *SAFETY,
     *QUEUE,
     *BMC,
+    *DOWNLOAD,
     *NETBOOT,
     *_OF_THE_AGENT,
     *_OF_THE_SYSTEM,

@@ -1,5 +1,6 @@
 """Causes from the request to the ramdisk: what keeps an operation from starting, what a BMC does
-not do, and how far a netboot came. The most specific first."""
+not do, and how far a netboot came; the downloads have a table of their own. The most specific
+first."""
 
 from collections.abc import Callable
 from typing import Final
@@ -11,7 +12,7 @@ from .netboot_trace import Reach
 EVENTS: Final = "provisioner host events {host}"
 CONSOLE: Final = "look at the console of {host}"
 AGAIN: Final = "provisioner reimage {host} --release {release}"
-_NETWORK: Final = frozenset({"bmc", "dhcp", "tftp", "http"})
+NETWORK: Final = frozenset({"bmc", "dhcp", "tftp", "http"})
 _BMC_LINES: Final = frozenset({"bmc", "service"})
 AGENT: Final = frozenset({"agent", "service"})
 SERVICE: Final = frozenset({"service"})
@@ -219,18 +220,7 @@ NETBOOT: Final = (
             "was the ramdisk built for this installation? provisioner ramdisk list",
             CONSOLE,
         ),
-        _NETWORK,
-    ),
-    Cause(
-        "ramdisk_not_heard",
-        _reached(Reach.SCRIPT),
-        "it was told to boot the ramdisk, and nothing was heard of it since: kernel and ramdisk "
-        "were not fetched whole, do not start on this hardware, or its agent reaches nobody",
-        (
-            CONSOLE + ": iPXE, the kernel and the agent say where they stop",
-            "does a firewall let {host} reach boot.listen and agent.listen?",
-        ),
-        _NETWORK,
+        NETWORK,
     ),
     Cause(
         "other_dhcp_server",
@@ -240,14 +230,14 @@ NETBOOT: Final = (
             "find that server, and take it off the provisioning network",
             "if it is the site's own: dhcp.mode = proxy or off, and provisioner dhcp-config",
         ),
-        _NETWORK,
+        NETWORK,
     ),
     Cause(
         "sent_to_its_disk",
         lambda case: case.is_unheard and case.trace.turned_away is not None,
         "it asked how to boot and was sent to its own disk: {answer}",
         ("correct what is enrolled, or what its board says: provisioner host show {host}",),
-        _NETWORK,
+        NETWORK,
     ),
     Cause(
         "no_boot_script",
@@ -258,14 +248,14 @@ NETBOOT: Final = (
             "does its DHCP server send the boot script's URL to iPXE? provisioner dhcp-config",
             CONSOLE,
         ),
-        _NETWORK,
+        NETWORK,
     ),
     Cause(
         "tftp_not_found",
         lambda case: _missed(case) and case.words["outcome"] == "not found",
         "it asked TFTP for {file}, which there is not",
         ("which boot file does its DHCP server name? provisioner dhcp-config",),
-        _NETWORK,
+        NETWORK,
     ),
     Cause(
         "tftp_aborted",
@@ -275,7 +265,7 @@ NETBOOT: Final = (
             "packets are lost between here and {host}: cable, switch port, MTU, firewall",
             CONSOLE,
         ),
-        _NETWORK,
+        NETWORK,
     ),
     Cause(
         "no_tftp",
@@ -285,14 +275,14 @@ NETBOOT: Final = (
             "does a firewall let {host} reach tftp.listen (UDP port 69, and answers from any)?",
             "does another DHCP server answer as well, with another boot file?",
         ),
-        _NETWORK,
+        NETWORK,
     ),
     Cause(
         "dhcp_refused",
         _was_refused,
         "our DHCP refused the address that it asked for: {refusal}",
         ("is dhcp.subnet the network that it is on?", EVENTS),
-        _NETWORK,
+        NETWORK,
     ),
     Cause(
         "dhcp_offer_not_taken",
@@ -303,14 +293,14 @@ NETBOOT: Final = (
             "is there another DHCP server on the provisioning network?",
             "does the switch let DHCP answers through (DHCP snooping, spanning tree)?",
         ),
-        _NETWORK,
+        NETWORK,
     ),
     Cause(
         "dhcp_no_address",
         lambda case: _reached(Reach.ASKED)(case) and bool(case.trace.why_nothing_offered),
         "it asked for an address {asked} times, and our DHCP had none for it: {nothing_offered}",
         ("is the range dhcp.range_start to dhcp.range_end large enough?",),
-        _NETWORK,
+        NETWORK,
     ),
     Cause(
         "dhcp_silent",
@@ -320,7 +310,7 @@ NETBOOT: Final = (
             "does our dnsmasq run, and on the right interface? provisioner doctor",
             "behind a relay: is the relay's subnet the one in dhcp.subnet?",
         ),
-        _NETWORK,
+        NETWORK,
     ),
     Cause(
         "booted_its_disk",
@@ -332,7 +322,7 @@ NETBOOT: Final = (
             "disk whenever nothing is to be done",
             "provisioner reimage {host} goes through all three ways to set it again",
         ),
-        _NETWORK,
+        NETWORK,
     ),
     Cause(
         "nothing_heard_elsewhere",
@@ -344,7 +334,7 @@ NETBOOT: Final = (
             "no request: it started its own disk, hangs in its firmware, or its link is down",
             CONSOLE,
         ),
-        _NETWORK,
+        NETWORK,
     ),
     Cause(
         "nothing_heard",
@@ -356,6 +346,6 @@ NETBOOT: Final = (
             "cable, switch port and VLAN of the NIC that is enrolled: provisioner host show {host}",
             "is network boot on in its firmware, for that NIC?",
         ),
-        _NETWORK,
+        NETWORK,
     ),
 )  # fmt: skip

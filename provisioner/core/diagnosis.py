@@ -11,6 +11,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Final
 
+from .downloads import Download
 from .lifecycle import AGENT_HEARD_AT, RUNG_LAST
 from .model import Event, Host, Json, Operation, Phase
 from .netboot_trace import Trace, trace
@@ -155,6 +156,15 @@ class Case:
         return now - on_at > POST_PATIENCE
 
     @property
+    def is_fetching(self) -> bool:
+        """In this start, and a moment ago, it was fetching its kernel or ramdisk."""
+        operation, fetched = self.operation, self.trace.fetched
+        if operation is None or operation.phase is not Phase.NETBOOTING or fetched is None:
+            return False
+        is_under_way = fetched.state in (Download.ASKED, Download.GOES_ON)
+        return is_under_way and fetched.at >= operation.phase_at
+
+    @property
     def is_bmc_slow(self) -> bool:
         """Its BMC has not switched it on in this start, and should have by now."""
         operation, on_at = self.operation, self.trace.powered_on_at
@@ -204,6 +214,7 @@ class Case:
         """What the sentences of the table may name."""
         operation, host, seen = self.operation, self.host, self.trace
         missed = seen.missed_file.detail if seen.missed_file else {}
+        fetched = seen.fetched
         return {
             "host": host.name,
             "operation": operation.id if operation else "",
@@ -227,6 +238,9 @@ class Case:
             "answer": _short(seen.turned_away.text if seen.turned_away else ""),
             "file": str(missed.get("file", "")),
             "outcome": str(missed.get("outcome", "")),
+            "kernel_or_ramdisk": fetched.file if fetched else "",
+            "came": fetched.came if fetched else "",
+            "cuts": _times(fetched.cuts if fetched else 0),
             "disk": _short(self.evidence.get("disk_name", "")),
             **_before_a_reimage(host),
         }
@@ -322,6 +336,10 @@ def _progress(operation: Operation | None) -> str:
     if not total:
         return "its last report had no figures"
     return f"its last report was at {100 * done // total} % of {total} bytes"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _short(value: object) -> str:

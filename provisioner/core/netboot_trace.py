@@ -1,4 +1,4 @@
-"""How far a host's netboot came, as its timeline tells: power, DHCP, TFTP, boot script.
+"""How far a host's netboot came, as its timeline tells: power, DHCP, TFTP, boot script, downloads.
 
 Pure. Reads the details of events, never their words. Not seen is not the same as not
 happened: where another server gives out the addresses, our DHCP sees little of it.
@@ -10,6 +10,7 @@ from datetime import datetime
 from enum import IntEnum
 from typing import Final
 
+from .downloads import Fetched, fetched
 from .model import Event
 
 # Who on a host asks DHCP, as an event's detail says.
@@ -40,7 +41,7 @@ class Trace:
     """What was seen since the operation began. `turned_away` is the last answer that sent the
     host to its own disk, `own_system` the first word of a system that nobody netbooted,
     `missed_file` the last file that did not come through, `refused` the last address that our
-    DHCP refused."""
+    DHCP refused, `fetched` how far kernel and ramdisk came, where that is seen."""
 
     reach: Reach
     powered_on_at: datetime | None = None
@@ -51,6 +52,7 @@ class Trace:
     asked: int = 0
     why_nothing_offered: str | None = None
     refused: Event | None = None
+    fetched: Fetched | None = None
 
 
 def trace(events: Sequence[Event]) -> Trace:
@@ -72,6 +74,7 @@ def trace(events: Sequence[Event]) -> Trace:
         asked=len(asked),
         why_nothing_offered=asked[-1].detail.get("trouble") if asked else None,
         refused=_last(_packets(events, "NAK", _NETBOOTERS)),
+        fetched=fetched(events, scripts),
     )
 
 

@@ -248,7 +248,7 @@ class BootService:
                 text=f"{asked_for}: {answer}",
                 host_id=host.id if host else None,
                 mac=request.mac,
-                detail={"address": source, "answer": said},
+                detail={"address": source, "answer": said, "loader": str(request.loader)},
             )
         )
 

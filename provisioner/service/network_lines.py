@@ -1,4 +1,4 @@
-"""What DHCP and TFTP saw of known hosts, as lines of their timelines: never of strangers, and
+"""What DHCP, TFTP and HTTP saw of known hosts, as lines of their timelines: never of strangers, and
 never so many that a host which asks on and on pushes everything else out.
 
 A server only hands its line over. Whose it is, and whether it is kept, is found out by the
@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from provisioner.core.bootplan import Loader
 from provisioner.core.contracts import Store, Tx
+from provisioner.core.downloads import SEEN
 from provisioner.core.model import Event, HostId
 from provisioner.core.netboot_trace import SYSTEM
 
@@ -103,6 +105,25 @@ class Admission:
         if mac not in self._macs and self._now() - self._looked_at >= MACS_LOOK_S:
             self._macs, self._looked_at = dict(tx.macs()), self._now()
         return self._macs.get(mac)
+
+
+class SeenFrom:
+    """Notes with each answer to boot the ramdisk whether the downloads that follow, from the
+    same address, will be known for this host's."""
+
+    def __init__(self, mac_at: Callable[[str], str | None]) -> None:
+        self._mac_at = mac_at
+
+    def __call__(self, events: list[Event]) -> list[Event]:
+        return [self._noted(one) for one in events]
+
+    def _noted(self, event: Event) -> Event:
+        told = event.detail
+        # GRUB fetches by TFTP, which tells of a download only when it has ended.
+        if told.get("answer") != "ramdisk" or told.get("loader") != Loader.IPXE:
+            return event
+        is_seen = self._mac_at(str(told.get("address"))) == event.mac
+        return replace(event, detail={**told, SEEN: is_seen})
 
 
 class NetworkLines:

@@ -35,6 +35,7 @@ from provisioner.service.boot import BootService
 from provisioner.settings import Settings
 
 from .bodies import peer
+from .downloads import Downloads
 from .file_source import FileSource, LocalFiles
 from .files import add_files
 from .problems import install_problems
@@ -59,8 +60,11 @@ class BootListener(Protocol):
     def settings(self) -> Settings: ...
 
 
-def create_app(service: BootListener, files: FileSource | None = None) -> Flask:
-    """Return the WSGI application. Without `files`, all of them lie below data_dir."""
+def create_app(
+    service: BootListener, files: FileSource | None = None, downloads: Downloads | None = None
+) -> Flask:
+    """Return the WSGI application. Without `files`, all of them lie below data_dir; without
+    `downloads`, nobody watches ramdisks leave."""
     settings = service.settings
     urls = BootUrls(boot=settings.boot.url, agent=settings.agent.url)
     app = Flask("provisioner.boot", static_folder=None)
@@ -81,7 +85,7 @@ def create_app(service: BootListener, files: FileSource | None = None) -> Flask:
         return _told(decide(loader), settings.ramdisk.kernel_arguments)
 
     source = files or LocalFiles(settings.data_dir)
-    add_files(app, source, accel=settings.boot.accel)
+    add_files(app, source, accel=settings.boot.accel, downloads=downloads)
 
     @app.get("/boot/ipxe")
     def boot_script() -> Response:

@@ -7,10 +7,11 @@ becomes a path of its own. Knows no host and needs no token: the agent checks al
 from http import HTTPStatus
 from typing import Final
 
-from flask import Blueprint, Flask, Response, abort, send_file
+from flask import Blueprint, Flask, Response, abort, request, send_file
 from werkzeug.routing import BaseConverter
 
 from .chunk_batches import ChunkBatches
+from .downloads import Downloads
 from .file_source import FileSource
 
 # A year: the name is the digest of the content, so it can never be stale.
@@ -34,11 +35,14 @@ class _Pair(BaseConverter):
     regex = "[0-9a-f]{2}"
 
 
-def add_files(app: Flask, source: FileSource, *, accel: bool) -> None:
+def add_files(
+    app: Flask, source: FileSource, *, accel: bool, downloads: Downloads | None = None
+) -> None:
     """Add the routes for the files of `source` to `app`.
 
     With `accel` the answer for a file on this machine is an X-Accel-Redirect below
-    ACCEL_PREFIX, and an nginx in front sends the file. Batches are always made here.
+    ACCEL_PREFIX, and an nginx in front sends the file: nobody sees how that goes. Without it
+    `downloads` watches the ramdisks leave. Batches are always made here.
     """
     app.url_map.converters["digest"] = _Digest
     app.url_map.converters["pair"] = _Pair
@@ -66,7 +70,14 @@ def add_files(app: Flask, source: FileSource, *, accel: bool) -> None:
 
     @files.get("/ramdisks/<digest:digest>/<any(vmlinuz, initrd):name>")
     def ramdisk(digest: str, name: str) -> Response:
-        return answer(f"ramdisks/{digest}/{name}", f"{digest}-{name}", _BYTES)
+        relative, etag = f"ramdisks/{digest}/{name}", f"{digest}-{name}"
+        if downloads is None or accel or request.method != "GET":
+            return answer(relative, etag, _BYTES)
+        path = source.local(relative)
+        if path is None:
+            downloads.missing(name)
+            abort(404, description=_MISSING)
+        return downloads.watch(answer(relative, etag, _BYTES), path, name)
 
     @files.get("/releases/<digest:digest>/<name>")
     def manifest(digest: str, name: str) -> Response:

@@ -65,8 +65,12 @@ def test_firmware_that_netboots_and_one_that_starts_its_own_disk(site: Site) -> 
         "tftp: snponly.efi: served",
         "dhcp: the iPXE asks for an address",
         "http: boot script: deploy ramdisk",
+        "http: kernel: asked for",
+        "http: ramdisk: asked for",
+        "http: ramdisk: taken whole",
         "agent: agent says hello",
     )
+    assert [line for line in lines if line.startswith("http: kernel: taken whole")], lines
     missing = [text for text in wanted if not [one for one in lines if one.startswith(text)]]
     assert not missing, "\n".join(lines)
     places = [next(n for n, one in enumerate(lines) if one.startswith(text)) for text in wanted]

@@ -154,7 +154,7 @@ def test_the_timeline_says_that_grub_asked_and_for_whom(
     (event,) = (event for _, event in site.hosts.timeline("r1n1") if event.source == "http")
     assert (event.text, event.detail) == (
         "grub.cfg: auto, no boot ticket",
-        {"address": shown, "answer": "disk"},
+        {"address": shown, "answer": "disk", "loader": "GRUB"},
     )
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from provisioner.core.bootplan import Loader
+from provisioner.core.downloads import SEEN
 from provisioner.core.model import Event
 from provisioner.netboot.dnsmasq import DhcpClient, DhcpEvent
 from provisioner.netboot.leases import leases_in
@@ -21,6 +23,7 @@ from provisioner.service.network_lines import (
     Admission,
     NetworkLines,
     Quota,
+    SeenFrom,
 )
 from provisioner.store.engine import open_engine
 from provisioner.store.sql_store import SqlStore
@@ -162,6 +165,21 @@ def test_names_from_the_network_are_cut_and_printable() -> None:
     told = discover(text="no address available\n\x07")
     assert told.detail["trouble"] == "no address available??"
     assert told.text.isprintable()
+
+
+def told_to_boot(address: str, loader: Loader = Loader.IPXE, answer: str = "ramdisk") -> Event:
+    detail = {"address": address, "answer": answer, "loader": str(loader)}
+    return Event(NOW, "http", "boot script", mac=mac(1), detail=detail)
+
+
+def test_a_boot_script_notes_whether_its_downloads_will_be_seen() -> None:
+    """Only where the address that asked is known for the host's: not behind a router or proxy."""
+    noted = SeenFrom({AT_HOST: mac(1), "10.77.0.102": mac(2)}.get)
+    elsewhere = ("10.77.0.102", "192.0.2.1")
+    scripts = [told_to_boot(AT_HOST), *(told_to_boot(one) for one in elsewhere)]
+    assert [one.detail[SEEN] for one in noted(scripts)] == [True, False, False]
+    others = [told_to_boot(AT_HOST, Loader.GRUB), told_to_boot(AT_HOST, answer="disk"), discover()]
+    assert noted(others) == others
 
 
 @pytest.mark.parametrize(

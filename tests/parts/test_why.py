@@ -22,8 +22,9 @@ from provisioner.web.api import create_app
 from tests.parts.command_line import Cli, commands_of
 from tests.parts.http_listener import listening
 from tests.parts.recovery_site import with_a_profile_that_proves
-from tests.parts.service_site import ACTOR, GATEWAY, Agent, Site, keep, mac
+from tests.parts.service_site import ACTOR, GATEWAY, RAMDISK, Agent, Site, keep, mac
 
+GRUB_INITRD: Final = f"/ramdisks/{RAMDISK}/initrd"
 GOLDEN: Final = Path(__file__).parents[1] / "golden" / "why"
 
 
@@ -190,6 +191,8 @@ def test_how_far_tftp_and_the_boot_script_came(site: Site) -> None:
         ("tftp_aborted", lambda: hands_out(site, Outcome.TIMED_OUT)),
         ("no_boot_script", lambda: hands_out(site, Outcome.SERVED)),
         ("ramdisk_not_heard", site.ask),
+        ("download_cut", lambda: hands_out(site, Outcome.TIMED_OUT, GRUB_INITRD)),
+        ("ramdisk_silent", lambda: hands_out(site, Outcome.SERVED, GRUB_INITRD)),
         ("agent_not_heard", lambda: hears(site, "DISCOVER", DhcpClient.SYSTEM)),
     )
     for expected, happen in steps:

@@ -42,8 +42,13 @@ def tftp(outcome: str, seconds: float = 62, file: str = "undionly.kpxe") -> Even
     return line("tftp", seconds, file=file, outcome=outcome)
 
 
-def script(answer: str = "ramdisk", seconds: float = 65) -> Event:
-    return line("http", seconds, f"boot script: {answer}", answer=answer)
+def script(answer: str = "ramdisk", seconds: float = 65, **more: Any) -> Event:
+    return line("http", seconds, f"boot script: {answer}", answer=answer, **more)
+
+
+def fetch(file: str, state: str, seconds: float = 70, taken: int = 0, size: int = 4096) -> Event:
+    figures = {"taken_bytes": taken, "size_bytes": size}
+    return line("http", seconds, f"{file}: {state}", file=file, download=state, **figures)
 
 
 def failed(code: str, phase: Phase, **more: Any) -> Operation:
@@ -99,6 +104,12 @@ OFFERED = (ASKED, dhcp("OFFER", 61))
 ADDRESSED = (*OFFERED, dhcp("REQUEST", 61.5), dhcp("ACK", 62))
 LOADED = (*ADDRESSED, tftp("served", 63))
 TOLD = (*LOADED, script("ramdisk", 65))
+# Where downloads would be seen, and where they are not.
+WATCHED = (*LOADED, script("ramdisk", 65, downloads_seen=True))
+UNWATCHED = (*LOADED, script("ramdisk", 65, downloads_seen=False))
+KERNEL = (fetch("kernel", "asked", 66), fetch("kernel", "whole", 67, 4096))
+RAMDISK = (fetch("ramdisk", "asked", 68), fetch("ramdisk", "whole", 75, 4096))
+GRUB_FILE = f"/ramdisks/{'ab' * 32}/"
 
 STORIES: list[tuple[str, Facts]] = [
     ("ticket_contested", ended_by("ticket_contested", Phase.PREPARING)),
@@ -163,6 +174,38 @@ STORIES: list[tuple[str, Facts]] = [
     ("agent_not_heard", unheard(*TOLD, dhcp("DISCOVER", 90, "system"))),
     ("ramdisk_not_heard", unheard(dhcp("DISCOVER", 50, "system"), *TOLD)),
     ("ramdisk_not_heard", unheard(*TOLD, dhcp("OFFER", 90, "system"))),
+    # --- kernel and ramdisk on their way to it
+    ("download_not_begun", unheard(*WATCHED)),
+    ("download_not_begun", unheard(*WATCHED, *KERNEL)),
+    ("ramdisk_not_heard", unheard(*UNWATCHED)),
+    ("ramdisk_not_heard", unheard(*UNWATCHED, *KERNEL)),
+    ("ramdisk_missing", unheard(*WATCHED, fetch("kernel", "missing"))),
+    ("download_cut", unheard(*WATCHED, *KERNEL, RAMDISK[0], fetch("ramdisk", "cut", 80, 99))),
+    ("download_cut", unheard(*UNWATCHED, fetch("kernel", "cut"), fetch("kernel", "cut", 80))),
+    # It was cut again and again, and came in the end.
+    ("ramdisk_silent", unheard(*WATCHED, fetch("ramdisk", "cut", 67), *KERNEL, *RAMDISK)),
+    ("ramdisk_silent", unheard(*WATCHED, *RAMDISK, fetch("ramdisk", "cut", 90))),
+    ("agent_not_heard", unheard(*WATCHED, *RAMDISK, dhcp("DISCOVER", 90, "system"))),
+    # That the kernel came whole may be told after the next question.
+    ("download_cut", unheard(*WATCHED, KERNEL[0], fetch("ramdisk", "cut", 66.9), KERNEL[1])),
+    ("download_cut", unheard(*WATCHED, *KERNEL, fetch("kernel", "cut", 90))),
+    # Before it was told: those of somebody else at its address.
+    ("download_not_begun", unheard(*KERNEL, *RAMDISK, script(seconds=99, downloads_seen=True))),
+    ("download_stalled", unheard(*WATCHED, *KERNEL, fetch("ramdisk", "stalled", 99, 512))),
+    ("download_not_over", unheard(*WATCHED, *KERNEL, RAMDISK[0])),
+    ("download_not_over", unheard(*WATCHED, fetch("kernel", "goes on", 99, 512))),
+    ("ramdisk_silent", unheard(*TOLD, tftp("unconfirmed", 99, GRUB_FILE + "initrd"))),
+    ("download_cut", unheard(*TOLD, tftp("timed out", 99, GRUB_FILE + "initrd"))),
+    ("ramdisk_missing", unheard(*TOLD, tftp("not found", 99, GRUB_FILE + "vmlinuz"))),
+    ("ramdisk_not_heard", unheard(*TOLD, tftp("served", 99, GRUB_FILE + "vmlinuz"))),
+    ("ramdisk_not_heard", unheard(*TOLD, tftp("served", 99, "/grub/grub.cfg"))),
+    ("fetches_ramdisk", under_way(Phase.NETBOOTING, 100, power_on(), *WATCHED, *KERNEL[:1])),
+    ("netbooting", under_way(Phase.NETBOOTING, 100, power_on(), *WATCHED, *KERNEL)),
+    (
+        "netbooting",  # the next start: what was seen was of the last one
+        under_way(Phase.NETBOOTING, 120, *WATCHED, *KERNEL[:1], phase_at=after(110)),
+    ),
+    ("download_not_over", under_way(Phase.NETBOOTING, 127, power_on(), *WATCHED, *KERNEL[:1])),
     # --- netboot, while it lasts
     ("netbooting", under_way(Phase.NETBOOTING, 59)),
     ("bmc_not_done_yet", under_way(Phase.NETBOOTING, 61)),

@@ -14,12 +14,16 @@ from .boot_stories import (
     ACTIVE,
     ASKED,
     DONE,
+    GRUB_FILE,
     QUARANTINED,
     STORIES,
     TOLD,
+    UNWATCHED,
+    WATCHED,
     after,
     ended_by,
     failed,
+    fetch,
     heard,
     line,
     power_on,
@@ -147,6 +151,25 @@ def test_figures_are_told_where_there_are_any() -> None:
     assert "at 25 % of 200 bytes" in of(under_way(Phase.WRITING, 5, **report)).why
     nothing = {"progress": {"done_bytes": 0, "total_bytes": 0}}
     assert "no figures" in of(under_way(Phase.WRITING, 5, **nothing)).why
+
+
+def test_it_says_how_far_a_download_came_and_how_often_it_broke_off() -> None:
+    cuts = [fetch("ramdisk", "cut", 70 + number, 1024) for number in range(3)]
+    assert (
+        "broke off once, at last after 1024 of 4096 bytes" in of(unheard(*WATCHED, *cuts[:1])).why
+    )
+    assert "its ramdisk was not fetched whole: the download broke off 3 times" in (
+        of(unheard(*WATCHED, *cuts)).why
+    )
+    by_tftp = line("tftp", 70, file=GRUB_FILE + "initrd", outcome="aborted", sent_bytes=77)
+    assert "after 77 bytes" in of(unheard(*TOLD, by_tftp)).why
+
+
+def test_where_downloads_are_not_seen_none_is_said_to_have_failed() -> None:
+    found = of(unheard(*UNWATCHED))
+    assert found.cause == "ramdisk_not_heard"
+    assert "its downloads are not seen here" in found.why.lower()
+    assert "never asked" not in found.why
 
 
 def test_what_was_before_the_start_and_after_the_end_is_not_of_this_boot() -> None:

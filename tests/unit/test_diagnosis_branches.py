@@ -16,7 +16,10 @@ from .boot_stories import ASIDES, STORIES
 from .branches import Watched
 
 # In the order in which they import each other.
-MODULES: Final = ("netboot_trace", "diagnosis", "causes_of_netboot", "causes")
+MODULES: Final = (
+    *("downloads", "netboot_trace", "diagnosis"),
+    *("causes_of_netboot", "causes_of_download", "causes"),
+)
 
 
 @contextmanager

@@ -158,18 +158,20 @@ class ChunkBatches:
         self._files = files
         self._indexes = ChunkIndexes(files, clock)
 
+    def paths(self, release: str, spec: str) -> list[str]:
+        """Return where the chunks of a request are stored, in order. Raises as `answer`."""
+        return self._indexes.of(release).paths(indexes_in(spec))
+
     def answer(self, release: str, spec: str) -> bytes:
         """Return the body for a request.
 
         Raises NotFound for a release or a chunk that is not in the store, and RequestError
         for chunks that may not be asked for.
         """
-        indexes = indexes_in(spec)
-        paths = self._indexes.of(release).paths(indexes)
-        frames = self._files.read_many(paths)
+        frames = self._files.read_many(self.paths(release, spec))
         found = [frame for frame in frames if frame is not None]
         if len(found) < len(frames):
-            missing = indexes[frames.index(None)]
+            missing = indexes_in(spec)[frames.index(None)]
             raise NotFound(
                 f"chunk {missing} of release {release} is missing from the store",
                 hint="provisioner image verify",

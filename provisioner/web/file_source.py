@@ -1,5 +1,6 @@
 """Where the boot listener's immutable files come from. Decides nothing about requests."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,10 @@ from .threads import BOOT_THREADS, SCRIPT_THREADS
 READS_AT_ONCE_MAX: Final = 32
 # How many requests of one process may wait for a store that is not on this machine.
 WAITING_MAX: Final = BOOT_THREADS - SCRIPT_THREADS
+BYTES: Final = "application/octet-stream"
+# A year: the name is the digest of the content, so it can never be stale.
+MAX_AGE_S: Final = 365 * 24 * 3600
+IMMUTABLE: Final = f"public, max-age={MAX_AGE_S}, immutable"
 _OF_RELEASES: Final = ("releases/", "chunks/")
 
 
@@ -57,6 +62,25 @@ class LocalFiles:
                 return file.readall()
         except (FileNotFoundError, IsADirectoryError):
             return None
+
+    def read_into(self, path: str, into: memoryview, *, may_wait: bool = True) -> int | None:
+        """Read a file into a buffer, and return its length.
+
+        None when it cannot be read or does not fit, or, unless may_wait, when not all of it
+        is in memory.
+        """
+        try:
+            file = os.open(f"{self._root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            count = os.preadv(file, [into], 0, 0 if may_wait else os.RWF_NOWAIT)
+            # What comes may end where the memory does, or the good part of a disk.
+            return count if count == os.lseek(file, 0, os.SEEK_END) else None
+        except OSError:
+            return None
+        finally:
+            os.close(file)
 
     def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
         """Return the bytes of several files."""

@@ -12,19 +12,17 @@ from werkzeug.routing import BaseConverter
 
 from .chunk_batches import ChunkBatches
 from .downloads import Downloads
-from .file_source import FileSource
+from .file_source import BYTES, IMMUTABLE, FileSource, LocalFiles
+from .quick_chunks import EXTENSION, QuickChunks
 
-# A year: the name is the digest of the content, so it can never be stale.
-MAX_AGE_S: Final = 365 * 24 * 3600
 # When to ask again for a file whose store is slow: an agent's own pauses are of that kind.
 RETRY_AFTER_S: Final = 2
 ACCEL_PREFIX: Final = "/provisioner-files"
 
 _JSON: Final = "application/json"
-_BYTES: Final = "application/octet-stream"
 _MISSING: Final = "there is no such file"
 _SIGNATURES: Final = "manifest.sig"
-_MANIFESTS: Final = {"manifest.json": _JSON, "manifest.json.zst": _BYTES}
+_MANIFESTS: Final = {"manifest.json": _JSON, "manifest.json.zst": BYTES}
 
 
 class _Digest(BaseConverter):
@@ -48,6 +46,8 @@ def add_files(
     app.url_map.converters["pair"] = _Pair
     files = Blueprint("files", __name__)
     batches = ChunkBatches(source)
+    if isinstance(source, LocalFiles) and not accel:
+        app.extensions[EXTENSION] = QuickChunks(source, batches)
 
     def read(relative: str) -> bytes:
         with source.turn():
@@ -72,12 +72,12 @@ def add_files(
     def ramdisk(digest: str, name: str) -> Response:
         relative, etag = f"ramdisks/{digest}/{name}", f"{digest}-{name}"
         if downloads is None or accel or request.method != "GET":
-            return answer(relative, etag, _BYTES)
+            return answer(relative, etag, BYTES)
         path = source.local(relative)
         if path is None:
             downloads.missing(name)
             abort(404, description=_MISSING)
-        return downloads.watch(answer(relative, etag, _BYTES), path, name)
+        return downloads.watch(answer(relative, etag, BYTES), path, name)
 
     @files.get("/releases/<digest:digest>/<name>")
     def manifest(digest: str, name: str) -> Response:
@@ -96,13 +96,13 @@ def add_files(
     def batch(digest: str, spec: str) -> Response:
         with source.turn():
             body = batches.answer(digest, spec)
-        return _kept(Response(body, mimetype=_BYTES))
+        return _kept(Response(body, mimetype=BYTES))
 
     @files.get("/chunks/<pair:pair>/<digest:digest>")
     def chunk(pair: str, digest: str) -> Response:
         if not digest.startswith(pair):
             abort(404, description=_MISSING)
-        return answer(f"chunks/{pair}/{digest}", digest, _BYTES)
+        return answer(f"chunks/{pair}/{digest}", digest, BYTES)
 
     @files.after_request
     def not_now(response: Response) -> Response:
@@ -115,5 +115,5 @@ def add_files(
 
 def _kept(response: Response) -> Response:
     """Let everybody keep the answer: it is the only one that there will ever be."""
-    response.headers["Cache-Control"] = f"public, max-age={MAX_AGE_S}, immutable"
+    response.headers["Cache-Control"] = IMMUTABLE
     return response

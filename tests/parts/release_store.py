@@ -32,8 +32,13 @@ def served(folder: Path, *, accel: bool = False) -> Iterator[str]:
 @contextmanager
 def serving(files: FileSource, *, accel: bool = False) -> Iterator[str]:
     """Serve these files; yields the URL."""
+    with listening(files_app(files, accel=accel)) as url:
+        yield url
+
+
+def files_app(files: FileSource, *, accel: bool = False) -> Flask:
+    """Return an application that has the boot listener's routes for files, and no other."""
     app = Flask("store", static_folder=None)
     install_problems(app)
     add_files(app, files, accel=accel)
-    with listening(app) as url:
-        yield url
+    return app

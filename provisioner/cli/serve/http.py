@@ -13,6 +13,7 @@ from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 
+from .quick_worker import QuickWorker
 from .supervisor import die_with_parent, name_process
 
 # A worker that is silent for so long is replaced. Its threads do the work, so even a slow
@@ -60,7 +61,7 @@ class _Application(BaseApplication):
 
         chosen: dict[str, Any] = {
             "bind": f"fd://{self._fd}",
-            "worker_class": "gthread",
+            "worker_class": QuickWorker,
             "workers": server.workers,
             "threads": server.threads,
             "timeout": WORKER_SILENCE_S,

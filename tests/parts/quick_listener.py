@@ -36,8 +36,7 @@ def quick_listener(folder: Path) -> Iterator[tuple[tuple[str, int], "subprocess.
         yield address, process
     finally:
         process.terminate()
-        process.wait(LIMIT_S)
-        process.stdout.close()
+        process.communicate(timeout=LIMIT_S)
 
 
 def main(folder: str, fd: str) -> None:

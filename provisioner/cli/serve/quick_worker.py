@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Final
 
 import structlog
+from flask import Flask
 from gunicorn.http.parser import RequestParser
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
@@ -35,7 +36,8 @@ class QuickWorker(ThreadWorker):
     def load_wsgi(self) -> None:
         """Load the application."""
         super().load_wsgi()
-        self._quick: QuickChunks | None = self.wsgi.extensions.get(EXTENSION)
+        extensions = self.wsgi.extensions if isinstance(self.wsgi, Flask) else {}
+        self._quick: QuickChunks | None = extensions.get(EXTENSION)
         self._own_buffer = _buffer()
         self._buffers: list[memoryview] = []
         # What a client was too slow to take at once; a thread sends it.

@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -17,6 +18,8 @@ from typing import Final
 
 import pytest
 
+from provisioner.agent.client import FileClient
+from provisioner.agent.http import Origin
 from provisioner.cli.serve.quick_worker import FIRST_REQUEST_S
 from provisioner.core.batches import pack
 from provisioner.web.file_source import LocalFiles, StoredElsewhere
@@ -147,6 +150,19 @@ def test_a_plain_answer_is_that_of_the_routes(line: Line, release: Release) -> N
 def test_what_common_clients_say_is_plain(line: Line, release: Release, headers: list[str]) -> None:
     for path in (path_of(release, 0), f"{release.folder}/chunks/0-9"):
         assert line.get(path, *headers).is_quick
+
+
+def test_what_an_agent_says_is_plain(line: Line, release: Release) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        client = FileClient(Origin.parse(f"http://127.0.0.1:{sock.getsockname()[1]}"))
+        for path in (path_of(release, 0), f"{release.folder}/chunks/0-9,12"):
+            with ThreadPoolExecutor(1) as pool:
+                asked = pool.submit(client.get, path, bytearray(CHUNK))
+                with sock.accept()[0] as heard:
+                    said = heard.recv(REQUEST_BYTES_MAX).decode()
+                assert isinstance(asked.exception(LIMIT_S), OSError)
+            line.say(said)
+            assert line.hear().is_quick
 
 
 @pytest.mark.parametrize(

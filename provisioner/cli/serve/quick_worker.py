@@ -36,8 +36,9 @@ class QuickWorker(ThreadWorker):
     def load_wsgi(self) -> None:
         """Load the application."""
         super().load_wsgi()
-        extensions = self.wsgi.extensions if isinstance(self.wsgi, Flask) else {}
-        self._quick: QuickChunks | None = extensions.get(EXTENSION)
+        self._quick: QuickChunks | None = None
+        if isinstance(self.wsgi, Flask):
+            self._quick = self.wsgi.extensions.get(EXTENSION)
         self._own_buffer = _buffer()
         self._buffers: list[memoryview] = []
         # What a client was too slow to take at once; a thread sends it.

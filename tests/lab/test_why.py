@@ -19,6 +19,7 @@ from tests.lab.sites import (
     reached,
     timeline,
     tiny_profile,
+    until,
 )
 
 pytestmark = pytest.mark.lab
@@ -76,8 +77,28 @@ def test_firmware_that_netboots_and_one_that_starts_its_own_disk(site: Site) -> 
     places = [next(n for n, one in enumerate(lines) if one.startswith(text)) for text in wanted]
     assert places == sorted(places), "\n".join(lines)
 
+    cut_off = cut_off_as_it_fetches(site)
     reached(site, forgotten, "failed", limit=FAILED_LIMIT)
     answer = why(site, BIOS)
     assert answer["cause"] == "nothing_heard", answer
     assert not [line for line in timeline(site, BIOS) if " dhcp: " in line]
     assert "forgot the network boot" in answer["why"]
+
+    reached(site, cut_off, "failed", limit=FAILED_LIMIT)
+    answer = why(site, UEFI)
+    assert answer["cause"] in ("download_stalled", "download_cut"), answer
+    assert answer["evidence"][-1]["text"].startswith(("kernel: ", "ramdisk: ")), answer
+
+
+def cut_off_as_it_fetches(site: Site) -> str:
+    """Inspect the UEFI host once more, and take its link away in the middle of a download."""
+    before = len(timeline(site, UEFI))
+    with site.client() as client:
+        inspection: str = client.inspect_host(UEFI)["id"]
+
+    def is_fetching() -> bool:
+        return any("http: kernel: asked for" in line for line in timeline(site, UEFI)[before:])
+
+    until("it asks for its kernel", is_fetching, FAILED_LIMIT)
+    site.lab.fault(UEFI, "link-down")
+    return inspection

@@ -9,6 +9,8 @@ from .diagnosis import Case, Cause
 from .downloads import Download
 from .netboot_trace import Reach
 
+# Later starts, which came less far, would push out what shows it.
+_FETCHING: Final = frozenset({"tftp", "http"})
 _WIRE: Final = "packets are lost between here and {host}: cable, switch port, MTU, firewall?"
 
 
@@ -30,7 +32,7 @@ DOWNLOAD: Final = (
             "provisioner ramdisk list: is it one of them? was its folder taken away?",
             "provisioner ramdisk build, then: " + AGAIN,
         ),
-        NETWORK,
+        _FETCHING,
     ),
     Cause(
         "download_cut",
@@ -41,7 +43,7 @@ DOWNLOAD: Final = (
             CONSOLE + ": iPXE or GRUB says why. Has the host enough memory for it?",
             _WIRE,
         ),
-        NETWORK,
+        _FETCHING,
     ),
     Cause(
         "download_stalled",
@@ -49,7 +51,7 @@ DOWNLOAD: Final = (
         "the download of its {kernel_or_ramdisk} stands still after {came}: the host takes nothing "
         "more, or nothing reaches it",
         (_WIRE, CONSOLE + ": does its boot loader still run? is it on at all?"),
-        NETWORK,
+        _FETCHING,
     ),
     Cause(
         "download_not_over",
@@ -61,7 +63,7 @@ DOWNLOAD: Final = (
             "a slow network needs a longer limits.netbooting_s",
             CONSOLE,
         ),
-        NETWORK,
+        _FETCHING,
     ),
     Cause(
         "download_not_begun",
@@ -71,7 +73,7 @@ DOWNLOAD: Final = (
             CONSOLE + ": iPXE says why it goes no further",
             "the boot script names boot.url: does it lead {host} to this service?",
         ),
-        NETWORK,
+        _FETCHING,
     ),
     Cause(
         "ramdisk_silent",
@@ -83,7 +85,7 @@ DOWNLOAD: Final = (
             "does a firewall let {host} reach agent.listen? is its clock far off?",
             "was the ramdisk built for this hardware and installation? provisioner ramdisk list",
         ),
-        NETWORK,
+        _FETCHING,
     ),
     Cause(
         "ramdisk_not_heard",

@@ -60,7 +60,8 @@ the file whole or broken off and after how many bytes, and in between, at most o
     TOLD_MAX
 } times for each download, how far it is or that it stands still. Taken is what
 the host's TCP has acknowledged: a host that was switched off in the middle stands still for a
-quarter of an hour before Linux gives it up. The host is found by its address, as TFTP finds it,
+quarter of an hour before Linux gives it up. iPXE may start the ramdisk before it acknowledges
+its last bytes; then it counts as sent whole. The host is found by its address, as TFTP finds it,
 and counts for as many lines again as with TFTP, in each process of the listener. GRUB (Secure
 Boot) fetches by TFTP, which tells of a download only once it has ended.
 

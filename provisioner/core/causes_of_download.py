@@ -6,7 +6,7 @@ from typing import Final
 
 from .causes_of_netboot import AGAIN, CONSOLE, NETWORK
 from .diagnosis import Case, Cause
-from .downloads import Download
+from .downloads import CAME, Download
 from .netboot_trace import Reach
 
 # Later starts, which came less far, would push out what shows it.
@@ -77,9 +77,9 @@ DOWNLOAD: Final = (
     ),
     Cause(
         "ramdisk_silent",
-        _stands_at(Download.WHOLE),
-        "kernel and ramdisk were fetched whole, and nothing was heard since: the kernel does not "
-        "start on this hardware, its network does not come up, or its agent reaches nobody",
+        _stands_at(*CAME),
+        "kernel and ramdisk were sent to it whole, and nothing was heard since: the kernel does "
+        "not start on this hardware, its network does not come up, or its agent reaches nobody",
         (
             CONSOLE + ": the kernel and the agent say where they stop",
             "does a firewall let {host} reach agent.listen? is its clock far off?",

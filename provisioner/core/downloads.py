@@ -33,12 +33,16 @@ class Download(StrEnum):
     STALLED = "stalled"
     CUT = "cut"
     WHOLE = "whole"
+    UNCONFIRMED = "unconfirmed"  # all was sent; only the last acknowledgement is missing
     MISSING = "missing"
 
 
+# A loader that has the last byte may start what it has before it acknowledges that.
+CAME: Final = (Download.WHOLE, Download.UNCONFIRMED)
+
 _ENDS_OF_TFTP: Final = {
     "served": Download.WHOLE,
-    "unconfirmed": Download.WHOLE,
+    "unconfirmed": Download.UNCONFIRMED,
     "not found": Download.MISSING,
 }
 
@@ -69,7 +73,7 @@ def fetched(events: Sequence[Event], scripts: Sequence[Event]) -> Fetched | None
     if not scripts:
         return None
     seen = [one for event in events if event.at >= scripts[0].at and (one := _seen(event))]
-    whole = [one for one in seen if one.state is Download.WHOLE]
+    whole = [one for one in seen if one.state in CAME]
     ramdisks = [one for one in whole if one.file == RAMDISK]
     if ramdisks:
         return ramdisks[-1]

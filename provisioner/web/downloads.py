@@ -21,7 +21,7 @@ from flask import Response, request
 from werkzeug.wsgi import wrap_file
 
 from provisioner.core.contracts import Clock
-from provisioner.core.downloads import KERNEL, RAMDISK, Download
+from provisioner.core.downloads import CAME, KERNEL, RAMDISK, Download
 from provisioner.core.model import Event
 
 from .bodies import peer
@@ -35,8 +35,12 @@ LAST_LOOK_S: Final = 0.05
 # One line about a download on its way in so long, and after so long a standstill.
 TELL_S: Final = 20.0
 TOLD_MAX: Final = 12
-# What is sent and not acknowledged by then is lost.
+# What is sent and not acknowledged by then is lost, unless it is so little that the host may
+# have had it: iPXE (its window is 256 KiB) often starts the kernel instead of acknowledging the
+# end of the ramdisk. Then the end is told soon, as unconfirmed.
 LAST_BYTES_LIMIT_S: Final = 60.0
+UNCONFIRMED_BYTES_MAX: Final = 256 * 1024
+UNCONFIRMED_AFTER_S: Final = 3.0
 # Further ones are sent, and not watched. A boot listener has fewer threads.
 WATCHED_MAX: Final = 64
 
@@ -133,8 +137,11 @@ class _Transfer:
             return Download.CUT
         if missing == 0:
             return Download.WHOLE
-        is_over = self.connection.is_gone or now - self.done > LAST_BYTES_LIMIT_S
-        return Download.CUT if is_over else None
+        is_little = missing <= UNCONFIRMED_BYTES_MAX
+        limit = UNCONFIRMED_AFTER_S if is_little else LAST_BYTES_LIMIT_S
+        if not self.connection.is_gone and now - self.done <= limit:
+            return None
+        return Download.UNCONFIRMED if is_little else Download.CUT
 
 
 class _File(io.FileIO):
@@ -241,7 +248,7 @@ class Downloads:
             still=now - transfer.moved,
         )
         self._line(told, transfer.file, transfer.address, words, transfer.size, transfer.taken)
-        if told in (Download.WHOLE, Download.CUT):
+        if told in (*CAME, Download.CUT):
             with self._lock:
                 self._transfers.remove(transfer)
             transfer.connection.close()
@@ -256,6 +263,7 @@ class Downloads:
 
 _WORDS: Final = {
     Download.WHOLE: "taken whole, {size} bytes in {seconds:.1f} s",
+    Download.UNCONFIRMED: "sent whole, {size} bytes; {taken} were acknowledged",
     Download.CUT: "broke off after {taken} of {size} bytes, in {seconds:.1f} s",
     Download.GOES_ON: "on its way, {taken} of {size} bytes in {seconds:.0f} s",
     Download.STALLED: "nothing taken for {still:.0f} s, after {taken} of {size} bytes",

@@ -184,6 +184,7 @@ STORIES: list[tuple[str, Facts]] = [
     ("download_cut", unheard(*UNWATCHED, fetch("kernel", "cut"), fetch("kernel", "cut", 80))),
     # It was cut again and again, and came in the end.
     ("ramdisk_silent", unheard(*WATCHED, fetch("ramdisk", "cut", 67), *KERNEL, *RAMDISK)),
+    ("ramdisk_silent", unheard(*WATCHED, *KERNEL, fetch("ramdisk", "unconfirmed", 90, 4000))),
     ("ramdisk_silent", unheard(*WATCHED, *RAMDISK, fetch("ramdisk", "cut", 90))),
     ("agent_not_heard", unheard(*WATCHED, *RAMDISK, dhcp("DISCOVER", 90, "system"))),
     # That the kernel came whole may be told after the next question.

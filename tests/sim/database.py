@@ -9,6 +9,7 @@ and the store translate them as they do in life.
 import sqlite3
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -95,6 +96,20 @@ class Database:
     def tamper(self, statement: str, *values: object) -> None:
         """Change something behind the service's back."""
         self._driver.execute(statement, values)
+
+    def copy(self) -> bytes:
+        """Return a backup."""
+        assert not self._driver.in_transaction, "nobody waits in a transaction"
+        return self._driver.serialize()
+
+    def put_back(self, backup: bytes) -> None:
+        """Replace all there is by a backup."""
+        assert not self._driver.in_transaction, "nobody waits in a transaction"
+        # Page by page: deserialising into a connection that has used json_each makes SQLite
+        # crash at the next use, since the table of that function is one of the old schema.
+        with closing(sqlite3.connect(":memory:")) as source:
+            source.deserialize(backup)
+            source.backup(self._driver)
 
     def close(self) -> None:
         self.engine.dispose()

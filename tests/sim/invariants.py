@@ -123,7 +123,7 @@ def a_flagged_host_gets_no_permission(saw: Permitted, world: World) -> str | Non
 @about(Wrote)
 def nothing_is_written_without_a_live_permission(saw: Wrote, world: World) -> str | None:
     """A write has a permission for this host, disk, release and generation, and it lasts."""
-    grant, operation = saw.grant, world.ledger.now.operations[saw.operation_id]
+    grant, operation = saw.grant, world.ledger.operation(saw.operation_id)
     if grant is None or grant not in world.ledger.grants:
         return f"{saw.host.name} writes without one"
     if (grant.host, grant.serial) != (saw.host.name, saw.disk.serial):
@@ -137,7 +137,10 @@ def nothing_is_written_without_a_live_permission(saw: Wrote, world: World) -> st
 
 @about(Wrote)
 def a_host_is_dirty_before_its_first_write(saw: Wrote, world: World) -> str | None:
-    """A host that is being written is saved as one whose disk nobody vouches for."""
+    """A host that is being written is saved as one whose disk nobody vouches for; a permission
+    that was lost with its database lasts for a moment all the same."""
+    if world.ledger.is_lost(saw.grant):
+        return None
     operation = world.ledger.now.operations[saw.operation_id]
     host = world.ledger.now.host_of(operation)
     if host.state == HostState.DIRTY and host.release is None:
@@ -158,7 +161,9 @@ def nobody_cuts_the_power_of_a_disk_being_written(saw: BmcChanged, world: World)
     """The service never switches off a host whose agent writes for the open operation."""
     if not saw.cuts_power or saw.host.writing is None or not saw.host.is_on:
         return None
-    operation = world.ledger.now.operations[saw.host.writing]
+    operation = world.ledger.now.operations.get(saw.host.writing)
+    if operation is None:  # lost with its database
+        return None
     newest = world.ledger.now.host_of(operation).generation
     if not operation.is_open or operation.generation != newest:
         return None
@@ -293,7 +298,8 @@ def an_untouched_host_is_given_back(saw: Ended, world: World) -> str | None:  # 
 
 @about(Committed)
 def generations_only_rise(saw: Committed, world: World) -> str | None:  # noqa: ARG001 # every judge is asked alike
-    """The generation of a host never goes back, and that of an operation never changes."""
+    """The generation of a host never goes back, and that of an operation never changes; but to
+    what a backup says, at the moment when it is put back."""
     before, now = world.ledger.before, world.ledger.now
     for host_id, host in before.hosts.items():
         if host_id in now.hosts and now.hosts[host_id].generation < host.generation:

@@ -83,11 +83,11 @@ def _newly_over(world: World) -> list[OperationFacts]:
 @about(Committed)
 def a_disk_that_was_written_is_proven_or_quarantined(saw: Committed, world: World) -> str | None:  # noqa: ARG001 # every judge is asked alike
     """When nothing follows a failure any more, its host is quarantined, with a reason, if its
-    disk was written and not proven since; unless a person has it, or failures are left to
-    them. A host whose disk was not written is not."""
+    disk was written and not proven since; unless a person has it, as after reconciling, or
+    failures are left to them. A host whose disk was not written is not."""
     for operation in _newly_over(world):
         host = world.ledger.now.host_of(operation)
-        is_a_persons = host.is_protected or host.in_maintenance
+        is_a_persons = host.is_flagged_by_hand or world.ledger.is_reconciling
         if is_a_persons or operation.error_code in A_PERSONS or not world.policy.is_automatic:
             continue
         if host.id in world.ledger.unproven and not host.quarantine_reason:
@@ -160,6 +160,8 @@ def a_quarantined_host_is_switched_off(saw: Ended, world: World) -> str | None: 
     for host in world.hosts_to_reimage:
         row = world.ledger.now.host_named(host.name)
         is_excused = host.troubled_until_s > 0 or host.bmc.quirks.resets_its_password
+        # Being put aside by a backup ends what was wished for then, and is no new wish.
+        is_excused = is_excused or row.id in world.ledger.quarantined_then
         if row.quarantine_reason and host.is_on and not is_excused:
             return f"{host.name} is on: {row.quarantine_reason}"
     return None

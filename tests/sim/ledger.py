@@ -46,6 +46,10 @@ class HostFacts:
     group: str | None  # as people have labelled it
 
     @property
+    def is_quarantined(self) -> bool:
+        return bool(self.quarantine_reason)
+
+    @property
     def is_flagged_by_hand(self) -> bool:
         return bool(self.is_protected or self.in_maintenance)
 
@@ -151,6 +155,15 @@ class Grant:
     granted_s: float
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What the ledger knows that a database can know as well, and that goes back with it."""
+
+    unproven: frozenset[str]
+    permitted: frozenset[str]
+    proven: frozenset[str]
+
+
 class Ledger:
     """Remembers what left the service, and what people asked for."""
 
@@ -186,6 +199,17 @@ class Ledger:
         # Since when there is a service that runs, and a database that serves it.
         self.well_since_s = 0.0
         self.committed_s = 0.0
+        # When a backup was put back, and whether nobody has reconciled since.
+        self.restored_s = float("-inf")
+        self.is_behind = False
+        self.is_reconciling = False  # the last commit did it
+        self.may_reconcile = False  # a person has asked for it
+        self.lost: dict[str, OperationFacts] = {}  # as they were when it was put back
+        self.open_then: frozenset[str] = frozenset()  # what is unfinished in the backup
+        self.quarantined_then: set[str] = set()  # by id, for as long as they are
+        self._audited_then = 0
+        # By operation and generation: the start of the ramdisk that has written for it.
+        self.written_by: dict[tuple[str, int], str] = {}
         self.stuck_at_s: float | None = None
         self.overdue_at_s: float | None = None
 
@@ -206,6 +230,7 @@ class Ledger:
         self._newest, self._changed = None, None
         self.stuck_at_s, self.overdue_at_s = None, None
         self.committed_s = self._scheduler.now_s
+        self._note_reconciliation()
         for before, one in self.changed:
             if before is not None and before.phase == Phase.QUEUED and one.is_started:
                 was_healthy = self.is_healthy(one.host_id, self.before)
@@ -217,6 +242,8 @@ class Ledger:
                 self.unproven.discard(one.host_id)
                 self.permitted.discard(one.host_id)
                 self.proven.add(one.host_id)
+        hosts = self.now.hosts
+        self.quarantined_then = {one for one in self.quarantined_then if hosts[one].is_quarantined}
         self.ever_quarantined |= {
             host.name for host in self.now.hosts.values() if host.quarantine_reason
         }
@@ -249,9 +276,62 @@ class Ledger:
             chain.append(self.now.operations[chain[-1].after])
         return chain
 
-    def note_write(self, operation_id: str) -> None:
+    def note_write(self, operation_id: str, grant: Grant | None) -> None:
         self.written.add(operation_id)
-        self.unproven.add(self.now.operations[operation_id].host_id)
+        if not self.is_lost(grant):
+            self.unproven.add(self.now.operations[operation_id].host_id)
+
+    # What a restored database does not know of.
+
+    def is_lost(self, grant: Grant | None) -> bool:
+        """Return whether a permission was given in a time that the database knows nothing of:
+        it lasts for a while, and its agent goes on until it is refused."""
+        return grant is not None and grant.granted_s < self.restored_s
+
+    def operation(self, operation_id: str) -> OperationFacts:
+        """Return an operation, also one that was lost with a database."""
+        return self.now.operations.get(operation_id) or self.lost[operation_id]
+
+    def audit_rows(self) -> int:
+        found: int | None = self._database.rows("SELECT MAX(number) FROM audit")[0][0]
+        return found or 0
+
+    def observes(self) -> bool:
+        """Return whether the service only observes, as its database says."""
+        query = "SELECT 1 FROM sightings WHERE reconciled_at IS NULL"
+        return bool(self._database.rows(query))
+
+    def memory(self) -> Memory:
+        sets = (self.unproven, self.permitted, self.proven)
+        return Memory(*(frozenset(one) for one in sets))
+
+    def put_back(self, memory: Memory) -> None:
+        """Note that the database is an older one from here on."""
+        self.lost |= self.now.operations
+        self._newest, self._changed = None, None
+        self.before = self.now
+        self.unproven, self.permitted = set(memory.unproven), set(memory.permitted)
+        self.proven = set(memory.proven)
+        self.restored_s, self.is_behind = self._scheduler.now_s, True
+        self._audited_then = self.audit_rows()
+        self.open_then = frozenset(one.id for one in self.now.open_operations)
+        self.quarantined_then = {key for key, one in self.now.hosts.items() if one.is_quarantined}
+
+    def _note_reconciliation(self) -> None:
+        self.is_reconciling = self.is_behind and self.may_reconcile and self._is_reconciled()
+        if not self.is_reconciling:
+            return
+        self.is_behind = False
+        for key, host in self.now.hosts.items():
+            # Something newer than the backup may have been written to it, and nobody vouches
+            # for that.
+            if host.state != self.before.hosts[key].state:
+                self.proven.discard(key)
+                self.permitted.add(key)
+
+    def _is_reconciled(self) -> bool:
+        query = "SELECT 1 FROM audit WHERE action = 'service.reconciled' AND number > ?"
+        return bool(self._database.rows(query, self._audited_then))
 
     def waits_s(self, operation: OperationFacts) -> float:
         """How long ago an operation was asked for."""
@@ -336,5 +416,6 @@ class Ledger:
             "SELECT text, detail FROM events",
             "SELECT pins, options, progress, error, evidence FROM operations",
             "SELECT inventory, labels FROM hosts",
+            "SELECT source, detail FROM sightings",
         )
         return "\n".join(repr(row) for query in queries for row in self._database.rows(query))

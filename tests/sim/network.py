@@ -7,14 +7,16 @@ moment it leaves the service.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from provisioner.agent.client import API_TIMEOUT_S
 from provisioner.core.bootplan import BootPlan, BootRequest, LocalDisk, Ramdisk
 from provisioner.core.model import LocalBoot
-from provisioner.errors import Gone, ProvisionerError
+from provisioner.errors import Gone, ProvisionerError, Unavailable
 from provisioner.service.chance import digest_of
+from provisioner.web.agent import REFUSED
 
 from .ledger import Grant
 from .observations import AgentAnswered, BootAnswered, BugRaised, Permitted, SeedLeft
@@ -75,7 +77,8 @@ class Network:
             self._world.saw(AgentAnswered("hello", answer["operation"]))
             return answer
 
-        return self._call(host, "hello", handle)
+        texts = [body["ticket"]]
+        return self._call(host, "hello", self._looked_at(handle, host, texts, [host.mac]))
 
     def agent_call(
         self, host: SimHost, what: str, token: str, body: dict[str, Any]
@@ -94,7 +97,7 @@ class Network:
                 self._world.saw(SeedLeft(operation))
             return answer
 
-        return self._call(host, what, handle)
+        return self._call(host, what, self._looked_at(handle, host, [token]))
 
     def phone_home(self, host: SimHost, body: dict[str, Any]) -> dict[str, Any]:
         def handle(service: ServiceProcess) -> dict[str, Any]:
@@ -104,7 +107,23 @@ class Network:
             self._world.ledger.heard_s[operation] = self._world.now_s
             return service.agents.phone_home(body, host.address)
 
-        return self._call(host, "phone home", handle)
+        return self._call(host, "phone home", self._looked_at(handle, host, [body["nonce"]]))
+
+    def _looked_at(
+        self, handle: Handler[T], host: SimHost, texts: list[str], macs: Sequence[str] = ()
+    ) -> Handler[T]:
+        """Have what was refused looked at, as the real listener does."""
+
+        def handled(service: ServiceProcess) -> T:
+            try:
+                return handle(service)
+            except ProvisionerError as error:
+                if error.status in REFUSED and self._world.keeps_backups:
+                    with suppress(Unavailable):
+                        service.sightings.look(texts, macs, host.address)
+                raise
+
+        return handled
 
     def _granted(self, host: SimHost, operation: str, body: dict[str, Any]) -> Grant:
         serial, generation = body["disk"]["serial"], body["generation"]

@@ -22,6 +22,13 @@ class TimePassed:
 
 
 @dataclass(frozen=True)
+class ServiceStarted:
+    """A process of the service has looked at its database, and is about to begin."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class BootAnswered:
     """The service told a host to boot this ramdisk; `ticket` is the secret in its script."""
 
@@ -107,6 +114,7 @@ class Ended:
 Observation = (
     Committed
     | TimePassed
+    | ServiceStarted
     | BootAnswered
     | Permitted
     | AgentAnswered

@@ -23,6 +23,12 @@ BREAKER_LOOK_S: Final = (60.0, 400.0)
 # Who waits for their turn so long is called off: a group may never have a host to spare.
 QUEUE_LOOK_S: Final = (120.0, 600.0)
 WAITS_MAX_S: Final = 1500.0
+# When a backup is made, how old it is at least when it is put back, how long the service is
+# down for that (longer than whoever restarts it waits), and how soon somebody reconciles.
+BACKUP_S: Final = (60.0, 1500.0)
+BACKUP_AGE_S: Final = (30.0, 1200.0)
+DOWN_S: Final = (30.0, 120.0)
+RECONCILED_S: Final = (30.0, 400.0)
 TRIES_MAX: Final = 8
 
 
@@ -46,6 +52,8 @@ class Operators:
             self._have("revoker", self._revoke_one)
         if chance.random() < self._size.moved_share:
             self._have("mover", self._move_one)
+        if self._world.keeps_backups:
+            self._have("restorer", self._restore)
         for flag in ("is_protected", "in_maintenance"):
             if chance.random() < self._size.flagged_share:
                 self._have("flagger", partial(self._flag_one, flag))
@@ -155,6 +163,41 @@ class Operators:
         world.note(f"{host.name} is labelled {labels}")
         self._ask(lambda to: to.hosts.change(host.name, labels=labels, actor=ACTOR))
 
+    def _restore(self) -> None:
+        """Put a backup back, some time after it was made, and reconcile after a while."""
+        world, chance = self._world, self._world.chance
+        world.scheduler.sleep(chance.uniform(*BACKUP_S))
+        backup = world.back_up()
+        world.scheduler.sleep(chance.uniform(*BACKUP_AGE_S))
+        if not backup.is_behind(world.mark.read()):
+            return  # nothing has happened since that anybody has noted
+        world.stop_services()
+        world.scheduler.sleep(chance.uniform(*DOWN_S))
+        world.put_back(backup)
+        while world.ledger.is_behind:
+            world.scheduler.sleep(chance.uniform(*RECONCILED_S))
+            self._reconcile()
+        # A person looks after what nothing is done to: hosts that were on their way then.
+        for host in world.hosts_to_reimage:
+            row = world.ledger.now.host_named(host.name)
+            is_busy = world.ledger.now.open_on(host.name) is not None or row.is_quarantined
+            if host.runs_from is None and not is_busy:
+                host.switch_off()
+                host.switch_on()
+
+    def _reconcile(self) -> None:
+        """Look at the plan and carry it out, as `provisioner reconcile` does in two calls."""
+        world = self._world
+        try:
+            plan = world.network.request("plan", lambda to: to.reconciliation.plan())
+            world.scheduler.sleep(world.chance.uniform(1.0, 30.0))
+            world.ledger.may_reconcile = True
+            world.network.request(
+                "apply", lambda to: to.reconciliation.apply(plan.digest, actor=ACTOR)
+            )
+        except (NoAnswer, Refused) as why:
+            world.note(f"not reconciled: {why}")
+
     def _revoke_one(self) -> None:
         self._world.scheduler.sleep(self._world.chance.uniform(60.0, 900.0))
         # Most are found to be bad when they are being deployed.
@@ -197,7 +240,7 @@ class Operators:
 
 def count_deployments(world: World) -> int:
     """Return how many reimages the service has accepted."""
-    found = world.ledger.now.operations.values()
+    found = {**world.ledger.lost, **world.ledger.now.operations}.values()
     return sum(operation.kind == Kind.DEPLOYMENT for operation in found)
 
 

@@ -31,8 +31,10 @@ from provisioner.service.hosts import Hosts
 from provisioner.service.operations import Operations
 from provisioner.service.performer import Performer
 from provisioner.service.profiles import Profiles
+from provisioner.service.reconciliation import Reconciliation
 from provisioner.service.recovery import Recovery
 from provisioner.service.releases import Releases
+from provisioner.service.sightings import HighWater, Sightings
 from provisioner.service.transitions import Transitions
 from provisioner.service.worker import Worker
 from provisioner.store.sealing import Sealing
@@ -83,6 +85,8 @@ class Parts:
     store: Callable[[Store], Store] = lambda store: store
     performer_store: Callable[[Store], Store] = lambda store: store
     pool: type[SimBmcPool] = SimBmcPool
+    high_water: type[HighWater] = HighWater
+    reconciliation: type[Reconciliation] = Reconciliation
 
 
 REAL: Final = Parts()
@@ -215,6 +219,9 @@ class ServiceProcess:
         self.profiles = Profiles(self.store, clock)
         self.releases = Releases(self.store, shelf, clock, transitions)
         self.audit = Audit(self.store)
+        self.sightings = Sightings(self.store, clock, derived)
+        self.high_water = parts.high_water(self.store, clock, world.mark)
+        self.reconciliation = parts.reconciliation(self.store, transitions, clock)
         self.boot = parts.boot(
             self.store, transitions, clock, derived, shelf, record=self._keep, discovery=False
         )
@@ -244,6 +251,8 @@ class ServiceProcess:
             _Watched(self.effects, world),
             clock,
             parts.recovery(self.store, transitions, shelf, clock, new_id),
+            # Where nothing is restored, nobody has to pay for looking.
+            high_water=self.high_water if world.keeps_backups else None,
             examine=self._examine,
             checkers=TaskExecutor(world, self.group, "check"),
             recoverer=TaskExecutor(world, self.group, "recovery"),
@@ -263,8 +272,8 @@ class ServiceProcess:
         if has_moved:
             self._ticking.poke()
 
-    def _new_id(self, _: datetime) -> OperationId:
-        return OperationId(self._world.new_name("op"))
+    def _new_id(self, at: datetime) -> OperationId:
+        return OperationId(self._world.new_operation_id(at))
 
     def _keep(self, event: Event) -> None:
         """The timeline: saved soon, by somebody else, and lost when that fails."""

@@ -14,7 +14,7 @@ class Size:
     one, that a release is revoked in a run, that a host is flagged in one for a while, that a
     host tries its network first, that failures are followed by attempts, that a quarantine is
     lifted before the next reimage is asked for, that a host is moved to another group in a run,
-    that there are two services from the beginning."""
+    that there are two services from the beginning, that a backup is put back in a run."""
 
     hosts_min: int = 1
     hosts_max: int = 4
@@ -29,6 +29,7 @@ class Size:
     released_share: float = 0.7
     moved_share: float = 0.2
     two_services_share: float = 0.15
+    restored_share: float = 0.1
     # Which group a host is in, and what is allowed in each; one of each is drawn.
     groups: tuple[str, ...] = ("web", "web", "db", "")
     group_in_flight: tuple[int, ...] = (NO_LIMIT, 1, 1, 2)

@@ -37,6 +37,8 @@ GROUP: Final = Size(
 )
 # Two services from the beginning, each of which often waits for the other one's lock.
 TWO: Final = replace(GROUP, rounds=1, two_services_share=1.0, lock_share=0.2, faults=("disk",))
+# A backup is put back in each, in the middle of what is going on.
+RESTORED: Final = Size(hosts_max=2, intensities=(1.0,), cancelled_share=0.0, restored_share=1.0)
 # What is seen only when two things meet that seldom do: runs in which they often do.
 SIZES: Final = {
     "a_chain_has_its_attempts_and_one_way_back": FAILING,
@@ -45,6 +47,10 @@ SIZES: Final = {
     "a_quarantined_host_is_switched_off": replace(FAILING, rounds=1),
     "nothing_starts_while_the_breaker_is_open": replace(FAILING, hosts_min=4, hosts_max=4),
     "what_is_due_follows": FAILING,
+    "nothing_is_done_until_a_person_reconciles": RESTORED,
+    "a_restored_database_is_noticed_and_no_other_one": RESTORED,
+    "reconciling_ends_what_was_of_then": RESTORED,
+    "one_agent_writes_for_each_generation": RESTORED,
     "no_group_has_more_in_flight_than_it_may": replace(GROUP, group_in_flight=(1,)),
     "no_group_starts_faster_than_it_may": replace(GROUP, group_starts=(1,)),
     "a_group_keeps_its_healthy_hosts": replace(GROUP, group_floors=(Floor(percent=50),)),

@@ -41,12 +41,15 @@ from provisioner.service.lookup import host_named
 from provisioner.service.operations import Operations
 from provisioner.service.performer import Performer
 from provisioner.service.permissions import PERMISSION_S
+from provisioner.service.reconciliation import HostPlan, Reconciliation
 from provisioner.service.recovery import Recovery
+from provisioner.service.sightings import HighWater, Mark
 from provisioner.service.worker import Worker
 
 from . import invariants as never
 from . import invariants_limits as limits
 from . import invariants_recovery as after
+from . import invariants_restore as restored
 from .bmcs import SimBmcPool
 from .disks import SimDisk
 from .effect_queue import SimEffectWorker
@@ -258,6 +261,20 @@ class Reopens(Worker):
                     tx.save_operation(replace(again, deadline_at=failed.phase_at))
 
 
+class BelievesItsDatabase(HighWater):
+    """Sees that its database is behind the mark, and goes on."""
+
+    def _save(self, mark: Mark, found: int) -> None:
+        """Nothing is done."""
+
+
+class ClosesItsEyes(Reconciliation):
+    """Takes a person's word for it that nothing is amiss, and goes on."""
+
+    def _carry_out(self, tx: Tx, one: HostPlan, actor: str) -> None:
+        """Nothing is done."""
+
+
 class Timeless(Limits):
     """Knows a phase without a limit."""
 
@@ -365,6 +382,13 @@ class CountsTheSick(_Through):
         return {name: (every, every) for name, (every, _) in self.tx.group_sizes(groups).items()}
 
 
+class ActsAnyway(_Through):
+    """Does not ask whether the database is an older one."""
+
+    def is_observing(self) -> bool:
+        return False
+
+
 class ShowsThePast(_Through):
     """Shows an open operation as it was when its effects were saved."""
 
@@ -459,6 +483,16 @@ BREAKS: Final[dict[str, Parts]] = {
         (limits.no_group_starts_faster_than_it_may, _everywhere(ForgetsStarts)),
         (limits.a_group_keeps_its_healthy_hosts, _everywhere(CountsTheSick)),
         (limits.nothing_is_refused_without_a_reason, Parts(worker=RefusesWhatIsStarted)),
+        (restored.nothing_is_done_until_a_person_reconciles, _everywhere(ActsAnyway)),
+        (
+            restored.a_restored_database_is_noticed_and_no_other_one,
+            Parts(high_water=BelievesItsDatabase),
+        ),
+        (
+            restored.reconciling_ends_what_was_of_then,
+            Parts(reconciliation=ClosesItsEyes),
+        ),
+        (restored.one_agent_writes_for_each_generation, _everywhere(ActsAnyway)),
         (never.generations_only_rise, Parts(store=_store(CountsBack))),
         (never.what_has_ended_stays_ended, Parts(worker=Reopens)),
         (never.what_has_ended_opens_nothing, Parts(agents=GoesOnForEver)),

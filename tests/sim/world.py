@@ -9,9 +9,11 @@ from functools import partial
 from typing import Any, Final
 
 from provisioner.core.model import BmcAddress, Secret
+from provisioner.errors import Unavailable
 from provisioner.service.hosts import HostSpec
 
-from . import invariants, invariants_limits, invariants_recovery  # noqa: F401 # they are asked through `judging`
+from . import invariants, invariants_limits, invariants_recovery, invariants_restore  # noqa: F401 # they are asked through `judging`
+from .backups import Backup, SimMarkFile
 from .bmcs import SimBmc
 from .database import Database, Fate
 from .draws import DISK_BYTES, PROFILE, host_of, labels_of, policy_of, rules_of
@@ -21,7 +23,15 @@ from .judging import broken_by, names
 from .ledger import Ledger
 from .logs import caught
 from .network import Network
-from .observations import BugRaised, Committed, Ended, Observation, TimePassed, Wrote
+from .observations import (
+    BugRaised,
+    Committed,
+    Ended,
+    Observation,
+    ServiceStarted,
+    TimePassed,
+    Wrote,
+)
 from .operators import ACTOR, Operators, count_deployments
 from .scheduler import Killed, Scheduler, Task
 from .service_process import REAL, Parts, ServiceProcess
@@ -86,6 +96,10 @@ class World:
         self.broken: tuple[str, str] | None = None
         self.database_failed_s = float("-inf")  # when it last did
         self.processes: list[ServiceProcess] = []
+        # Drawn apart, so that a world without it is the same with any share of others.
+        self.keeps_backups = random.Random(f"backups {seed}").random() < size.restored_share
+        self.mark = SimMarkFile()
+        self.is_stopped = False  # by a person, who is putting a backup back
         self.parts = parts
         self.size = size
         self.faults = Faults(self, size.intensities[seed % len(size.intensities)])
@@ -125,7 +139,7 @@ class World:
     def saw(self, observation: Observation) -> None:
         """Judge what was seen; a run ends with the first invariant that is broken."""
         if isinstance(observation, Wrote):
-            self.ledger.note_write(observation.operation_id)
+            self.ledger.note_write(observation.operation_id, observation.grant)
         if self.broken is None:
             self.broken = broken_by(observation, self)
             if self.broken is not None:
@@ -134,6 +148,12 @@ class World:
     def new_name(self, kind: str) -> str:
         self._names[kind] += 1
         return f"{kind}_{self._names[kind]:04d}"
+
+    def new_operation_id(self, at: datetime) -> str:
+        """Return a short name to read; where databases are lost, one that tells when it was
+        drawn, as the real ones do."""
+        name = self.new_name("op")
+        return f"op_{int(at.timestamp()):08x}{name[3:]:0>16}" if self.keeps_backups else name
 
     def host_named(self, name: str) -> SimHost:
         return next(host for host in self._all_hosts() if host.name == name)
@@ -213,15 +233,42 @@ class World:
     def wellness_changed(self) -> None:
         """Note since when a service runs that can do its work."""
         works = any(not process.is_frozen for process in self.processes)
-        is_well = works and not self.database.is_down
+        is_well = works and not self.database.is_down and not self.ledger.is_behind
         self.ledger.well_since_s = self.now_s if is_well else float("inf")
         self.ledger.stuck_at_s, self.ledger.overdue_at_s = None, None
 
-    def _kill(self, process: ServiceProcess) -> None:
+    # Backups.
+
+    def back_up(self) -> Backup:
+        made = self.database.copy(), self.ledger.memory(), self.ledger.audit_rows(), self.now_s
+        self.note("a backup is made")
+        return Backup(*made)
+
+    def stop_services(self) -> None:
+        """Stop every process, until a backup was put back. It begins nothing any more, and what a
+        BMC was told last is done by then."""
+        self.note("the service is stopped")
+        self.is_stopped = True
+        for process in list(self.processes):
+            self._end(process)
+
+    def put_back(self, backup: Backup) -> None:
+        """Replace the database by an older one, and start the service again. The mark beside it
+        stays, as the page on restoring says."""
+        self.faults.count("database restored", f"{self.now_s - backup.made_s:.0f} s old")
+        self.database.put_back(backup.content)
+        self.ledger.put_back(backup.memory)
+        self.is_stopped = False
+        self._start_service(FIRST)
+
+    def _end(self, process: ServiceProcess) -> None:
         self.note(f"{process.name} is killed")
         self.processes.remove(process)
         self.scheduler.kill(process.group)
         self.wellness_changed()
+
+    def _kill(self, process: ServiceProcess) -> None:
+        self._end(process)
         restart_s = self.chance.uniform(*RESTARTED_S)
         self.scheduler.after(restart_s, lambda: self._restart(process.name))
 
@@ -237,9 +284,11 @@ class World:
             return
         others = [one for one in self.processes if one is not process]
         if not others and len(self.processes) < PROCESSES_MAX:
-            others = [self._start_service(self.new_name("replica"))]
-            stays_s = self.chance.uniform(*REPLICA_S)
-            self.scheduler.after(stays_s, lambda: self._take_down(others[0]))
+            replica = self._start_service(self.new_name("replica"))
+            if replica is not None:
+                stays_s = self.chance.uniform(*REPLICA_S)
+                self.scheduler.after(stays_s, lambda: self._take_down(replica))
+                others = [replica]
         for other in others[:1]:
             self._have_taken_over(other, process.name)
 
@@ -252,9 +301,18 @@ class World:
         if replica in self.processes:
             self._kill(replica)
 
-    def _start_service(self, name: str) -> ServiceProcess:
+    def _start_service(self, name: str) -> ServiceProcess | None:
+        if self.is_stopped:
+            return None
         self.note(f"{name} starts")
         process = ServiceProcess(self, name, self.parts)
+        if self.keeps_backups:
+            try:
+                process.high_water.look()  # before any part of it can permit anything
+            except Unavailable:
+                self.scheduler.after(RESTARTED_S[1], lambda: self._restart(name))
+                return None
+            self.saw(ServiceStarted(name))
         self.processes.append(process)
         process.start()
         alive = {one.name for one in self.processes}
@@ -340,6 +398,8 @@ class World:
 
     def _committed(self) -> None:
         self.ledger.committed()
+        if self.ledger.is_reconciling:
+            self.wellness_changed()
         has_moved = self._note_moves()
         self.saw(Committed())
         for process in self.processes:

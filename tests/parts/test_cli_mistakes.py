@@ -177,6 +177,16 @@ def test_an_import_says_who_asks_its_bmcs(cli: Cli) -> None:
     assert cli("host", "import", "-", stdin=bare).stderr == ""
 
 
+def test_of_many_hosts_the_one_that_does_not_fit_is_named(cli: Cli) -> None:
+    hosts: list[dict[str, object]] = [{"name": f"r1n{n}", "macs": [mac(n)]} for n in range(3)]
+    hosts[1]["mcas"] = []
+    hosts[2]["bmc"] = {"address": "bmc.example.com", "user": "admin", "password": SECRET}
+    told = refused(cli, "host", "import", "-", stdin=json.dumps(hosts))
+    assert "hosts.1.mcas (host r1n1): Extra inputs are not permitted" in told
+    assert "hosts.2.bmc.address (host r1n2): Input is not a valid IPv4 address" in told
+    assert "lax" not in told
+
+
 def test_what_is_refused_says_the_way_out(cli: Cli) -> None:
     cli("host", "add", "r1n1", "--mac", mac(1))
     assert "host change r1n1 --bmc" in refused(cli, "host", "power", "r1n1", "status")

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from apiflask import APIFlask
 from apiflask.exceptions import HTTPError
-from flask import Response, jsonify
+from flask import Response, jsonify, request
 
 from provisioner.errors import ProvisionerError, RequestError
 from provisioner.service.observing import HINT, WHY, ObserveOnly
@@ -30,6 +30,7 @@ from .services import ApiServices
 PREFIX: Final = "/api/v1"
 API_VERSION: Final = "1"
 BODY_BYTES_MAX: Final = 8 * 1024 * 1024  # an import of ten thousand hosts is about 4 MB
+NAME_CHARACTERS_SHOWN: Final = 63
 ABOUT: Final = (
     "This is a provisioner: it rebuilds servers from signed golden images.\n"
     "The API is described at /openapi.json; the command line is `provisioner`.\n"
@@ -91,17 +92,32 @@ def _problem(error: HTTPError) -> Response:
     detail = error.detail if isinstance(error.detail, dict) else {}
     if not detail:
         return refusal(error.status_code, error.message)
-    wrong = [
-        f"{place}: {' '.join(texts) if isinstance(texts, list) else texts}"
+    wrong = dict.fromkeys(
+        f"{_place(place)}: {' '.join(texts) if isinstance(texts, list) else texts}"
         for fields in detail.values()
         if isinstance(fields, dict)
         for place, texts in fields.items()
-    ]
+    )
     misfit = RequestError(
         "the request does not fit: " + "; ".join(wrong),
         hint="see /openapi.json for what each route takes",
     )
     return problem_response(misfit)
+
+
+def _place(place: str) -> str:
+    """Return where in the request something is wrong: of many hosts, which one by its name."""
+    # Behind the path of a value that may be of several types stands how each was tried.
+    path = place.partition(".lax-or-strict")[0]
+    first, _, rest = path.partition(".")
+    number = rest.partition(".")[0]
+    if first != "hosts" or not number.isdecimal():
+        return path
+    body = request.get_json(silent=True)
+    hosts = body.get("hosts") if isinstance(body, dict) else None
+    one = hosts[int(number)] if isinstance(hosts, list) and int(number) < len(hosts) else None
+    name = one.get("name") if isinstance(one, dict) else None
+    return f"{path} (host {name[:NAME_CHARACTERS_SHOWN]})" if isinstance(name, str) else path
 
 
 def _add_health(app: APIFlask, services: ApiServices) -> None:

@@ -22,7 +22,11 @@ def breaker() -> None:
 @connected
 def show_(client: "Client", output: str) -> None:
     """Show whether the breaker is open: then nothing starts until a person closes it."""
-    show_one(client.breaker(), output, name="is_open")
+    found = client.breaker()
+    if output == "name":
+        click.echo("open" if found["is_open"] else "closed")
+    else:
+        show_one(found, output)
 
 
 @breaker.command("close")

@@ -4,7 +4,7 @@
 import difflib
 import importlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import click
 from click.shell_completion import CompletionItem
@@ -17,8 +17,22 @@ class Lazy(NamedTuple):
     help: str
 
 
+# What other programs call it, and no spelling leads to.
+MEANT: Final[Mapping[str, tuple[str, ...]]] = {
+    **dict.fromkeys(("rm", "remove", "del"), ("delete", "revoke")),
+    **dict.fromkeys(("set", "edit", "update", "modify"), ("change", "save")),
+    **dict.fromkeys(("create", "new", "enroll", "enrol", "register"), ("add", "save", "create")),
+    **dict.fromkeys(("get", "describe", "info", "status"), ("show", "list", "doctor")),
+    **dict.fromkeys(("deploy", "provision", "rebuild", "install"), ("reimage",)),
+    **dict.fromkeys(("job", "jobs", "task", "tasks"), ("operation",)),
+    **dict.fromkeys(("explain", "debug"), ("why",)),
+    "ls": ("list",),
+    "unquarantine": ("release",),
+}
+
+
 class SuggestingGroup(click.Group):
-    """Answers a mistyped command with the closest ones."""
+    """Answers a mistyped command with the closest ones, and one of another program with ours."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -26,7 +40,9 @@ class SuggestingGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            close = difflib.get_close_matches(args[0], self.list_commands(ctx), n=3)
+            known = self.list_commands(ctx)
+            close = [one for one in MEANT.get(args[0], ()) if one in known]
+            close = close or difflib.get_close_matches(args[0], known, n=3)
             if not close:
                 raise
             hint = f"{error.message} Did you mean {' or '.join(close)}?"

@@ -88,6 +88,29 @@ def test_dates_and_mac_addresses_need_no_quotes(cli: Cli) -> None:
     assert cli.json("host", "show", "r1n1")["macs"] == ["10:22:33:44:55:56"]
 
 
+# --- words --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("hots list", "host"),
+        ("host remove r1n1", "delete"),
+        ("host set r1n1", "change"),
+        ("host ls", "list"),
+        ("token rm ci", "revoke"),
+        ("profile create web.yaml", "save"),
+        ("deploy r1n1", "reimage"),
+    ],
+)
+def test_a_word_of_another_program_leads_to_ours(cli: Cli, words: str, meant: str) -> None:
+    assert f"Did you mean {meant}?" in refused(cli, *words.split())
+
+
+def test_the_breaker_has_a_word_for_its_state(cli: Cli) -> None:
+    assert cli("breaker", "show", "-o", "name").stdout == "closed\n"
+
+
 # --- the service and the token ------------------------------------------------------------
 
 

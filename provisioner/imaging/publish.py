@@ -56,7 +56,7 @@ class Publisher:
         if not own or not own <= set(archive.policy.keys):
             raise TrustError(
                 "the signing key is not one that this archive trusts",
-                hint="provisioner image keys lists the trusted ones",
+                hint="provisioner image keys list: the trusted ones",
             )
         self.archive = archive
         self.register = register

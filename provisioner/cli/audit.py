@@ -6,7 +6,7 @@ import click
 
 from .connection import connected
 from .lazy import SuggestingGroup
-from .output import output_option, show
+from .output import output_option, show, tell_of_more
 
 if TYPE_CHECKING:
     from provisioner.client import Client
@@ -27,6 +27,7 @@ def list_(client: "Client", after: int, limit: int, output: str) -> None:
     rows = client.audit(after=after, limit=limit)
     columns = ["number", "at", "actor", "action", "subject"]
     show(rows, columns, output, wide_columns=["detail", "row_hash"])
+    tell_of_more(rows, limit)
 
 
 @audit.command("verify")

@@ -11,7 +11,7 @@ from .connection import connected
 from .given_files import documents_in
 from .lazy import SuggestingGroup
 from .messages import clean
-from .output import output_option, show, show_one
+from .output import output_option, show, show_one, tell_of_more
 from .passwords import bmc_of, bmc_options, read_password
 
 if TYPE_CHECKING:
@@ -301,6 +301,7 @@ def events(client: "Client", name: str, after: int, limit: int, output: str) -> 
     """Show a host's timeline, oldest first."""
     found = client.host_events(name, after=after, limit=limit)
     show(found, EVENT_COLUMNS, output, wide_columns=["number", "operation", "mac", "detail"])
+    tell_of_more(found, limit)
 
 
 def _row(item: dict[str, Any]) -> dict[str, Any]:

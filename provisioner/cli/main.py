@@ -10,7 +10,7 @@ import click
 from provisioner.errors import ProvisionerError
 
 from .lazy import Lazy, LazyGroup
-from .messages import show_bug, show_error
+from .messages import colour, show_bug, show_error
 
 USAGE: Final = 2
 INTERRUPTED: Final = 130
@@ -47,6 +47,8 @@ class Program(LazyGroup):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
+        extra.setdefault("color", colour())
+
         def run() -> Any:
             return super(Program, self).main(args, prog_name, standalone_mode=False, **extra)
 

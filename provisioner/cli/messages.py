@@ -2,6 +2,7 @@
 what was found, and what to do."""
 
 import json
+import os
 import traceback
 
 import click
@@ -11,14 +12,22 @@ from provisioner.errors import ProvisionerError
 VALUE_CHARACTERS_MAX = 2000
 
 
+def colour() -> bool | None:
+    """Return False where NO_COLOR asks for plain text (https://no-color.org), else None: as
+    the stream is a terminal or not."""
+    return False if os.environ.get("NO_COLOR") else None
+
+
 def show_error(error: ProvisionerError) -> None:
     """Print the error, one line for each thing that is known."""
-    click.echo(click.style("Error: ", fg="red", bold=True) + clean(error.message), err=True)
+    click.echo(
+        click.style("Error: ", fg="red", bold=True) + clean(error.message), err=True, color=colour()
+    )
     for name in ("host", "expected", "found", "hint"):
         value = getattr(error, name)
         if value is not None:
             label = click.style(f"  {name + ':':<10}", bold=True)
-            click.echo(label + clean(_text(value)), err=True)
+            click.echo(label + clean(_text(value)), err=True, color=colour())
 
 
 def show_bug(error: Exception) -> None:

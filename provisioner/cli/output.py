@@ -44,6 +44,17 @@ def show(
         _echo_table([_title(name) for name in shown], [[_cell(r, c) for c in shown] for r in rows])
 
 
+def tell_of_more(rows: Sequence[Row], limit: int) -> None:
+    """Say on standard error that numbered rows, oldest first, ended at the limit: who asks at
+    night looks for the newest."""
+    if len(rows) >= limit:
+        last = rows[-1]["number"]
+        click.echo(
+            f"these are the oldest {limit}; for newer ones, if there are any: --after {last}",
+            err=True,
+        )
+
+
 def show_one(item: Row, fmt: str, *, name: str = "name", hidden: Sequence[str] = ()) -> None:
     """Print one thing: as `key: value` lines, or as json, yaml or its name. `hidden` keys
     are left out of the lines unless they are asked for with wide."""

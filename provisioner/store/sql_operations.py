@@ -24,7 +24,11 @@ class OperationQueries(Queries):
         self._lock_host(hosts.c.id == owner.scalar_subquery())
         row = self._one(query, lock=True)
         if row is None:
-            raise NotFound(f"there is no operation {operation_id}")
+            raise NotFound(
+                f"there is no operation {operation_id}",
+                expected="an operation's id",
+                hint="provisioner operation list",
+            )
         return operation_of(row)
 
     def open_operation(self, host_id: HostId) -> Operation | None:

@@ -216,3 +216,24 @@ def test_what_is_refused_says_the_way_out(cli: Cli) -> None:
     assert "--profile" in refused(cli, "host", "change", "r1n1")
     cli("host", "protect", "r1n1")
     assert "host unprotect r1n1" in refused(cli, "host", "delete", "r1n1")
+
+
+# --- what is printed ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("asked", "is_plain"), [("1", True), ("", False)])
+def test_no_color_is_obeyed_on_a_terminal(cli: Cli, asked: str, is_plain: bool) -> None:
+    cli("host", "add", "r1n1", "--mac", mac(1))
+    environment = {"PROVISIONER_URL": cli.url, "PROVISIONER_TOKEN": cli.token, "NO_COLOR": asked}
+    for words in (("host", "show", "r1n1"), ("host", "show", "r9n9")):
+        done = CliRunner().invoke(main, words, env=environment, color=True)
+        assert ("\x1b[" not in done.output) == is_plain
+
+
+def test_rows_that_end_at_the_limit_say_where_the_newer_ones_are(cli: Cli) -> None:
+    for number in range(3):
+        cli("host", "add", f"r1n{number}", "--mac", mac(number))
+    done = cli("audit", "list", "--limit", "2", "-o", "name")
+    last = done.stdout.split()[-1]
+    assert f"--after {last}" in done.stderr
+    assert cli("audit", "list").stderr == ""

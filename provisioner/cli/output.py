@@ -1,6 +1,7 @@
 """What every read prints: `-o table|wide|json|yaml|name`. Knows no command."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -13,6 +14,10 @@ from .messages import clean
 FORMATS: Final = ("table", "wide", "json", "yaml", "name")
 Row = dict[str, Any]
 F = TypeVar("F", bound=Callable[..., Any])
+
+# Between columns, and below which a column is not worth folding, both in characters.
+GAP: Final = 2
+READABLE: Final = 10
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 _STEP: Final = 1024
@@ -123,12 +128,14 @@ def _echo_yaml(value: Any) -> None:
 
 
 def _echo_table(titles: list[str], rows: list[list[str]]) -> None:
-    """Print columns, in colour and folded to the width on a terminal, plain elsewhere."""
+    """Print columns: in colour and folded to the width on a terminal where that can be read,
+    plain elsewhere. A folded first column could not be copied."""
     cells = [[clean(cell) for cell in row] for row in rows]
-    if not sys.stdout.isatty():
-        widths = [max(len(cell) for cell in column) for column in zip(titles, *cells, strict=True)]
+    widths = [max(len(cell) for cell in column) for column in zip(titles, *cells, strict=True)]
+    folded = widths[0] + sum(GAP + min(width, READABLE) for width in widths[1:])
+    if not sys.stdout.isatty() or folded > shutil.get_terminal_size().columns:
         for line in [titles, *cells]:
-            padded = "  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True))
+            padded = (" " * GAP).join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True))
             click.echo(padded.rstrip())
         return
     from rich.console import Console
@@ -136,8 +143,8 @@ def _echo_table(titles: list[str], rows: list[list[str]]) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in titles:
-        table.add_column(title, overflow="fold")
+    for number, title in enumerate(titles):
+        table.add_column(title, overflow="fold", no_wrap=number == 0)
     for line in cells:
         table.add_row(*(Text(cell) for cell in line))
     Console().print(table)

@@ -2,6 +2,10 @@
 expected and found; never a trace, and never a secret."""
 
 import json
+import os
+import pty
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from tests.parts.command_line import Cli, commands_of
 from tests.parts.fake_bmc import FakeBmc
 from tests.parts.service_site import Site, mac
 
+ROOT = Path(__file__).resolve().parents[2]
 SECRET = "hunter2"
 
 
@@ -237,3 +242,32 @@ def test_rows_that_end_at_the_limit_say_where_the_newer_ones_are(cli: Cli) -> No
     last = done.stdout.split()[-1]
     assert f"--after {last}" in done.stderr
     assert cli("audit", "list").stderr == ""
+
+
+def on_a_terminal(cli: Cli, columns: int, *words: str) -> list[str]:
+    """Return the lines that a command prints on a terminal of that width."""
+    ours, theirs = pty.openpty()
+    try:
+        environment = {"PROVISIONER_URL": cli.url, "PROVISIONER_TOKEN": cli.token}
+        subprocess.run(
+            [sys.executable, "-m", "provisioner", *words],
+            cwd=ROOT,
+            stdout=theirs,
+            env={**os.environ, **environment, "COLUMNS": str(columns), "TERM": "dumb"},
+            check=True,
+            timeout=60,
+        )
+        # All of it is there, and a terminal holds more than these few lines.
+        return os.read(ours, 65536).decode().splitlines()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_a_narrow_terminal_gets_lines_that_can_be_read_and_copied(cli: Cli) -> None:
+    """Folded, fifteen columns in sixty characters are three letters each, one below the other."""
+    name = "rack-1-host-with-a-long-name"
+    cli("host", "add", name, "--mac", mac(1))
+    for columns, words in ((60, ("-o", "wide")), (200, ()), (80, ())):
+        lines = on_a_terminal(cli, columns, "host", "list", *words)
+        assert [name, "enrolled"] in [line.split()[:2] for line in lines]

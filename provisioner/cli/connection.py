@@ -95,7 +95,7 @@ def open_client(asked: Asked) -> "Client":
     if url is None or token is None:
         raise ConfigError(
             "no service is named" if url is None else "no API token is named",
-            expected=f"--config FILE, ./{CLIENT_FILE}, {CONTEXTS_FILE}, "
+            expected=f"--config FILE, ./{CLIENT_FILE}, {SYSTEM_FILE}, {CONTEXTS_FILE}, "
             "or PROVISIONER_URL and PROVISIONER_TOKEN",
             hint="`provisioner init` wrote a client.toml beside provisioner.toml",
         )

@@ -143,6 +143,7 @@ TRUST_CODES: Final = frozenset(
         "manifest_digest",
         "manifest_malformed",
         "manifest_signature",
+        "profile_unreadable",
         "release_expired",
         "release_revoked",
         "release_too_old",

@@ -180,6 +180,15 @@ def test_what_init_says_to_do_next_can_be_pasted(tmp_path: Path) -> None:
     assert f"doctor --config '{tmp_path / 'our site' / 'provisioner.toml'}'" in done.stdout
 
 
+def test_the_folder_of_an_installation_is_its_configuration(tmp_path: Path) -> None:
+    assert init(str(tmp_path / "site")).exit_code == 0
+    for words in (("ramdisk", "list"), ("image", "keys", "list")):
+        done = CliRunner().invoke(main, (*words, "--config", str(tmp_path / "site")))
+        assert done.exit_code == 0, done.stderr
+    nowhere = CliRunner().invoke(main, ("ramdisk", "list", "--config", str(tmp_path)))
+    assert (nowhere.exit_code, "provisioner init" in nowhere.stderr) == (78, True)
+
+
 # --- hosts --------------------------------------------------------------------------------
 
 

@@ -18,16 +18,16 @@ def audit() -> None:
 
 
 @audit.command("list")
-@click.option("--after", type=click.IntRange(0), default=0, help="Rows after this number.")
+@click.option("--after", type=click.IntRange(0), help="Rows after this number, not the newest.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=200, help="At most so many.")
 @output_option
 @connected
-def list_(client: "Client", after: int, limit: int, output: str) -> None:
-    """Show rows of the audit log, oldest first."""
+def list_(client: "Client", after: int | None, limit: int, output: str) -> None:
+    """Show the newest rows of the audit log, in their order."""
     rows = client.audit(after=after, limit=limit)
     columns = ["number", "at", "actor", "action", "subject"]
     show(rows, columns, output, wide_columns=["detail", "row_hash"])
-    tell_of_more(rows, limit)
+    tell_of_more(rows, after, limit)
 
 
 @audit.command("verify")

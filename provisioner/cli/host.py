@@ -293,15 +293,15 @@ def inspect(client: "Client", name: str, wait: bool) -> int:
 
 @host.command("events")
 @click.argument("name")
-@click.option("--after", type=click.IntRange(0), default=0, help="Events after this number.")
+@click.option("--after", type=click.IntRange(0), help="Events after this number, not the newest.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=200, help="At most so many.")
 @output_option
 @connected
-def events(client: "Client", name: str, after: int, limit: int, output: str) -> None:
-    """Show a host's timeline, oldest first."""
+def events(client: "Client", name: str, after: int | None, limit: int, output: str) -> None:
+    """Show the newest events of a host's timeline, in their order."""
     found = client.host_events(name, after=after, limit=limit)
     show(found, EVENT_COLUMNS, output, wide_columns=["number", "operation", "mac", "detail"])
-    tell_of_more(found, limit)
+    tell_of_more(found, after, limit)
 
 
 def _row(item: dict[str, Any]) -> dict[str, Any]:

@@ -49,15 +49,15 @@ def show(
         _echo_table([_title(name) for name in shown], [[_cell(r, c) for c in shown] for r in rows])
 
 
-def tell_of_more(rows: Sequence[Row], limit: int) -> None:
-    """Say on standard error that numbered rows, oldest first, ended at the limit: who asks at
-    night looks for the newest."""
-    if len(rows) >= limit:
+def tell_of_more(rows: Sequence[Row], after: int | None, limit: int) -> None:
+    """Say on standard error that numbered rows ended at the limit, and how to see others."""
+    if len(rows) < limit:
+        return
+    if after is None:
+        click.echo(f"these are the newest {limit}; from the first one on: --after 0", err=True)
+    else:
         last = rows[-1]["number"]
-        click.echo(
-            f"these are the oldest {limit}; for newer ones, if there are any: --after {last}",
-            err=True,
-        )
+        click.echo(f"for newer ones, if there are any: --after {last}", err=True)
 
 
 def show_one(item: Row, fmt: str, *, name: str = "name", hidden: Sequence[str] = ()) -> None:

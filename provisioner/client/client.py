@@ -142,8 +142,9 @@ class Client:
     def inspect_host(self, name: str) -> Json:
         return self._change("POST", f"/hosts/{_part(name)}/inspect")
 
-    def host_events(self, name: str, *, after: int = 0, limit: int = 200) -> list[Json]:
-        query = {"after": after, "limit": limit}
+    def host_events(self, name: str, *, after: int | None = None, limit: int = 200) -> list[Json]:
+        """Return a host's events after a number, or the newest; oldest first."""
+        query = _page(after, limit)
         events: list[Json] = self._get(f"/hosts/{_part(name)}/events", query)["events"]
         return events
 
@@ -290,8 +291,10 @@ class Client:
 
     # audit and tokens
 
-    def audit(self, *, after: int = 0, limit: int = 200) -> list[Json]:
-        rows: list[Json] = self._get("/audit", {"after": after, "limit": limit})["rows"]
+    def audit(self, *, after: int | None = None, limit: int = 200) -> list[Json]:
+        """Return rows of the audit log after a number, or the newest; oldest first."""
+        query = _page(after, limit)
+        rows: list[Json] = self._get("/audit", query)["rows"]
         return rows
 
     def verify_audit(self) -> int:
@@ -355,6 +358,10 @@ class Client:
         if response.is_error:
             raise error_of(response)
         return response
+
+
+def _page(after: int | None, limit: int) -> dict[str, int]:
+    return {"limit": limit} if after is None else {"after": after, "limit": limit}
 
 
 def _part(name: str) -> str:

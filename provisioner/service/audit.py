@@ -13,7 +13,8 @@ class Audit:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def rows(self, after: int = 0, limit: int = PAGE) -> Sequence[AuditRow]:
+    def rows(self, after: int | None = None, limit: int = PAGE) -> Sequence[AuditRow]:
+        """Return the rows after a number, or the newest; oldest first."""
         with self._store.read() as tx:
             return tx.audit_rows(after=after, limit=min(limit, PAGE))
 

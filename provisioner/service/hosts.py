@@ -256,7 +256,10 @@ class Hosts:
                 tx.add_event(Event(self._clock(), "bmc", text, host_id=host.id, detail=detail))
         return found
 
-    def timeline(self, name: str, after: int = 0, limit: int = 200) -> Sequence[tuple[int, Event]]:
+    def timeline(
+        self, name: str, after: int | None = None, limit: int = 200
+    ) -> Sequence[tuple[int, Event]]:
+        """Return a host's events after a number, or the newest; oldest first."""
         with self._store.read() as tx:
             return tx.events(host_id=host_named(tx, name).id, after=after, limit=limit)
 

@@ -7,14 +7,14 @@ that is held for a moment only and always taken after every other.
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
-from sqlalchemy import Connection, String, cast, select, text
+from sqlalchemy import Column, Connection, Select, String, cast, select, text
 
 from ..core.audit import FIRST_HASH, AuditRow, chained
 from ..core.contracts import Outgoing
 from ..core.model import Event, HostId, Json, OperationId
-from .rows import audit_of, event_of, event_row
+from .rows import Row, audit_of, event_of, event_row
 from .sealing import Sealing
 from .sql import Queries
 from .tables import audit, events, hosts
@@ -47,10 +47,17 @@ class RecordQueries(Queries):
         # What is hashed must be what is read back, whatever zone it came in.
         self._audits.append((at.astimezone(UTC), actor, action, subject, detail))
 
-    def audit_rows(self, *, after: int = 0, limit: int = 1000) -> Sequence[AuditRow]:
+    def audit_rows(self, *, after: int | None = None, limit: int = 1000) -> Sequence[AuditRow]:
         self.write_records()
-        page = select(audit).where(audit.c.number > after).order_by(audit.c.number).limit(limit)
-        return [audit_of(row) for row in self._all(page)]
+        return [audit_of(row) for row in self._page(select(audit), audit.c.number, after, limit)]
+
+    def _page(
+        self, query: Select[Any], number: Column[int], after: int | None, limit: int
+    ) -> list[Row]:
+        """Return rows in the order of their numbers: those after one, or the newest."""
+        if after is None:
+            return self._all(query.order_by(number.desc()).limit(limit))[::-1]
+        return self._all(query.where(number > after).order_by(number).limit(limit))
 
     def newest_audit(self) -> AuditRow | None:
         self.write_records()
@@ -69,13 +76,13 @@ class RecordQueries(Queries):
         self._events.append(event)
 
     def events(
-        self, *, host_id: HostId | None = None, after: int = 0, limit: int = 200
+        self, *, host_id: HostId | None = None, after: int | None = None, limit: int = 200
     ) -> Sequence[tuple[int, Event]]:
         self.write_records()
-        query = select(events).where(events.c.number > after).order_by(events.c.number)
+        query = select(events)
         if host_id is not None:
             query = query.where(events.c.host_id == host_id)
-        return [event_of(row) for row in self._all(query.limit(limit))]
+        return [event_of(row) for row in self._page(query, events.c.number, after, limit)]
 
     def enqueue(self, outgoing: Outgoing) -> None:
         self._check_writes()

@@ -373,6 +373,7 @@ def test_audit_rows_are_chained_and_hold_over_a_read(store: Store) -> None:
     with store.read() as tx:
         rows = tx.audit_rows()
         assert tx.audit_rows(after=1, limit=1) == [rows[1]]
+        assert tx.audit_rows(limit=2) == rows[1:], "the newest, in their order"
     assert verify(rows) == 3
     assert rows[0].at == elsewhere
     assert rows[0].at.tzinfo is UTC
@@ -392,7 +393,8 @@ def test_events_are_numbered_in_order(with_operation: Store) -> None:
         assert first < second
         assert tx.events(after=first) == [(second, stray)]
         assert tx.events(host_id=HOST) == [(first, one)]
-        assert tx.events(limit=1) == [(first, one)]
+        assert tx.events(limit=1) == [(second, stray)], "the newest"
+        assert tx.events(after=0, limit=1) == [(first, one)]
 
 
 def test_everything_of_a_failed_transaction_is_gone(store: Store) -> None:

@@ -37,7 +37,7 @@ def _audit(api: APIBlueprint, services: ApiServices) -> None:
     @api.output(AuditOut)
     @needs(Verb.READ)
     def list_audit(query_data: NumberedPageQuery) -> Shown:
-        """Show rows of the audit log, oldest first."""
+        """Show rows of the audit log after a number, or the newest; oldest first."""
         rows = services.audit.rows(query_data.after, query_data.limit)
         return {
             "rows": [asdict(row) for row in rows],

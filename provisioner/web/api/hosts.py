@@ -71,7 +71,7 @@ def _reads(api: APIBlueprint, services: ApiServices) -> None:
     @api.output(EventsOut)
     @needs(Verb.READ)
     def host_events(name: str, query_data: NumberedPageQuery) -> Shown:
-        """Show a host's timeline, oldest first."""
+        """Show a host's timeline after a number, or its newest events; oldest first."""
         found = hosts.timeline(name, after=query_data.after, limit=query_data.limit)
         events = [
             {

@@ -139,7 +139,7 @@ class PageQuery(_Query):
 
 
 class NumberedPageQuery(_Query):
-    after: int = Field(0, ge=0)
+    after: int | None = Field(None, ge=0, description="without it, the newest")
     limit: int = Field(200, ge=1, le=PAGE_MAX)
 
 

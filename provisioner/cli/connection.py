@@ -91,6 +91,12 @@ def open_client(asked: Asked) -> "Client":
     url, token = _given(asked)
     if url is None or token is None:
         found = _from_files(asked)
+        if url is not None and found[0] is not None and not _is_same(url, found[0]):
+            raise ConfigError(
+                f"there is no API token for {url}",
+                expected="PROVISIONER_TOKEN or --token-file",
+                found=f"one for {found[0]}, which nobody else is shown",
+            )
         url, token = url or found[0], token or found[1]
     if url is None or token is None:
         raise ConfigError(
@@ -100,6 +106,10 @@ def open_client(asked: Asked) -> "Client":
             hint="`provisioner init` wrote a client.toml beside provisioner.toml",
         )
     return Client(url, token)
+
+
+def _is_same(url: str, other: str) -> bool:
+    return url.rstrip("/").lower() == other.rstrip("/").lower()
 
 
 def _given(asked: Asked) -> tuple[str | None, Secret | None]:

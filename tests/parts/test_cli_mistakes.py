@@ -124,6 +124,22 @@ def with_token(url: str, token: str) -> Result:
     return CliRunner().invoke(main, ("host", "list"), env=environment)
 
 
+def test_a_files_token_goes_to_the_service_that_it_names(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("client.toml").touch(mode=0o600)
+    Path("client.toml").write_text(f'url = "http://127.0.0.1:1"\ntoken = "{cli.token}"\n')
+    for words in (("host", "list", "--url", cli.url), ("audit", "list", "--url", f"{cli.url}/")):
+        done = CliRunner().invoke(main, words, env={})
+        assert done.exit_code == 78
+        assert f"no API token for {cli.url}" in done.stderr
+        assert "PROVISIONER_TOKEN" in done.stderr
+        assert cli.token not in done.output
+    Path("client.toml").write_text(f'url = "{cli.url}/"\ntoken = "{cli.token}"\n')
+    assert CliRunner().invoke(main, ("host", "list", "--url", cli.url), env={}).exit_code == 0
+
+
 @pytest.mark.parametrize("token", [f"{SECRET}\nmore", f"{SECRET} ", f"ü{SECRET}"])
 def test_a_token_that_fits_no_header_is_refused_and_not_shown(
     cli: Cli, token: str, tmp_path: Path
@@ -244,12 +260,16 @@ def test_no_color_is_obeyed_on_a_terminal(cli: Cli, asked: str, is_plain: bool) 
         assert ("\x1b[" not in done.output) == is_plain
 
 
-def test_rows_that_end_at_the_limit_say_where_the_newer_ones_are(cli: Cli) -> None:
+def test_the_newest_rows_are_shown_and_how_to_see_the_others(cli: Cli) -> None:
     for number in range(3):
         cli("host", "add", f"r1n{number}", "--mac", mac(number))
-    done = cli("audit", "list", "--limit", "2", "-o", "name")
-    last = done.stdout.split()[-1]
-    assert f"--after {last}" in done.stderr
+    every = [row["number"] for row in cli.json("audit", "list")]
+    newest = cli("audit", "list", "--limit", "2", "-o", "json")
+    assert [row["number"] for row in json.loads(newest.stdout)] == every[-2:]
+    assert "--after 0" in newest.stderr
+    first = cli("audit", "list", "--after", "0", "--limit", "2", "-o", "json")
+    assert [row["number"] for row in json.loads(first.stdout)] == every[:2]
+    assert f"--after {every[1]}" in first.stderr
     assert cli("audit", "list").stderr == ""
 
 

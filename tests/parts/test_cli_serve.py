@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from provisioner.cli.serve.parts import PEER_SILENCE_S, bind_listeners
 from provisioner.client import Client
 from provisioner.settings import Settings, load
 from provisioner.wiring import trust_policy
@@ -194,6 +195,21 @@ def test_a_taken_port_is_a_clear_error(config: Path) -> None:
     assert f"boot.listen: {settings.boot.listen}: Address already in use" in done.stderr
     assert f"sport = :{settings.boot.listen.port}" in done.stderr
     assert "api.listen" not in done.stderr
+
+
+def test_a_host_that_takes_nothing_more_is_given_up(config: Path) -> None:
+    """One that lost its power in the middle of a download: no thread waits for it for long."""
+    settings = load(config)
+    where = (settings.boot.listen.host, settings.boot.listen.port)
+    listeners = bind_listeners(settings, frozenset({"boot", "agent"}))
+    with (
+        listeners["agent"],
+        listeners["boot"] as listener,
+        socket.create_connection(where),
+        listener.accept()[0] as sock,
+    ):
+        limit_ms = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    assert limit_ms == PEER_SILENCE_S * 1000
 
 
 def test_a_wrong_configuration_listens_nowhere(config: Path) -> None:

@@ -44,6 +44,9 @@ BACKLOG: Final = 1024
 BIND_WAIT_S: Final = 5.0
 BIND_LOOK_S: Final = 0.1
 THREAD_STOP_LIMIT_S: Final = 2.0
+# A host that lost its power takes nothing more and says nothing: Linux by itself would hold on to
+# what it was sent for a quarter of an hour, and to the thread that sends it. Agents ask again.
+PEER_SILENCE_S: Final = 120
 
 log = structlog.get_logger(__name__)
 
@@ -82,6 +85,7 @@ def _bind(address: Address) -> socket.socket:
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PEER_SILENCE_S * 1000)
             sock.bind((address.host, address.port))
             sock.listen(BACKLOG)
         except OSError as error:

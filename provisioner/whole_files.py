@@ -56,9 +56,10 @@ def alone_in(folder: Path, otherwise: str) -> Iterator[None]:
     """
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict(otherwise) from error
         yield
-    except BlockingIOError as error:
-        raise Conflict(otherwise) from error
     finally:
         os.close(file)

@@ -136,8 +136,8 @@ class Dnsmasq:
         if self._wake >= 0:
             os.eventfd_write(self._wake, 1)
 
-    def run(self) -> None:
-        """Run until `stop`.
+    def run(self, on_start: Callable[[], None] = lambda: None) -> None:
+        """Run until `stop`. `on_start` is called whenever a child has been started.
 
         Raises ConfigError when dnsmasq is missing or refuses its configuration, and
         Unavailable when it died again and again.
@@ -147,7 +147,7 @@ class Dnsmasq:
         try:
             while True:
                 started_at = time.monotonic()
-                code = self._run_child()
+                code = self._run_child(on_start)
                 if code is None:
                     return
                 if self._is_wanted_again:
@@ -172,10 +172,11 @@ class Dnsmasq:
             )
         log.warning("dnsmasq ended, starting it again", code=code, said=said)
 
-    def _run_child(self) -> int | None:
+    def _run_child(self, on_start: Callable[[], None]) -> int | None:
         """Return the exit code of one child, or None when it was ended by `stop`."""
         child = self._begin_child()
         try:
+            on_start()
             if self._follow(child):
                 return child.wait(STOP_LIMIT_S)
             return None

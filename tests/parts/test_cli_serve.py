@@ -212,6 +212,39 @@ def test_a_host_that_takes_nothing_more_is_given_up(config: Path) -> None:
     assert limit_ms == PEER_SILENCE_S * 1000
 
 
+TWICE = """
+import signal, sys, time
+from pathlib import Path
+from provisioner.cli.serve.supervisor import Part, Supervisor
+
+folder = Path(sys.argv[1])
+
+def run(ready):
+    ready()
+    while not (folder / "heard").exists():
+        time.sleep(0.01)
+    ready()
+    (folder / "twice").touch()
+    signal.pause()
+
+Supervisor([Part("part", run, signal.SIGKILL)], on_ready=(folder / "heard").touch).run()
+"""
+
+
+def test_a_part_may_say_again_that_it_is_ready(tmp_path: Path) -> None:
+    """As one does that has started its program anew."""
+    with subprocess.Popen([sys.executable, "-c", TWICE, str(tmp_path)]) as supervisor:
+        try:
+            ends_at = time.monotonic() + LIMIT_S
+            while not (tmp_path / "twice").exists():
+                assert time.monotonic() < ends_at
+                assert supervisor.poll() is None
+                time.sleep(0.01)
+        finally:
+            supervisor.terminate()
+        assert supervisor.wait(LIMIT_S) == 0
+
+
 def test_a_wrong_configuration_listens_nowhere(config: Path) -> None:
     text = config.read_text()
     config.write_text(text + '\n[limits]\nnetboting_s = 5\nwriting_s = "long"\n')

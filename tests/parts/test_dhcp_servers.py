@@ -184,6 +184,21 @@ def test_a_configuration_that_dnsmasq_refuses_is_our_installers_error(tmp_path: 
     assert "no-such-option" in str(refused.value.found) or "bad option" in str(refused.value.found)
 
 
+def test_it_is_told_when_there_is_a_dnsmasq(tmp_path: Path) -> None:
+    """The service is ready then, and not when it has begun to look for one left behind."""
+    config = tmp_path / "dnsmasq.conf"
+    config.write_text("port=0\nlog-facility=-\npid-file=\n")
+    dnsmasq, found = Dnsmasq(config, on_event=print), []
+
+    def started() -> None:
+        commands = [file.read_text() for file in Path("/proc").glob("[0-9]*/cmdline")]
+        found.append(any(f"--conf-file={config}" in one for one in commands))
+        dnsmasq.stop()
+
+    dnsmasq.run(on_start=started)
+    assert found == [True]
+
+
 def test_a_dnsmasq_that_keeps_dying_is_given_up(tmp_path: Path) -> None:
     config = tmp_path / "dnsmasq.conf"
     config.write_text(f"port=0\nlog-facility=-\npid-file={tmp_path}/missing/pid\n")

@@ -261,8 +261,7 @@ def _run_dhcp(settings: Settings, ready: Callable[[], None]) -> None:
         for thread in threads:
             thread.start()
         try:
-            ready()
-            dnsmasq.run()
+            dnsmasq.run(on_start=ready)
         finally:
             stop.set()
             advertiser.stop()

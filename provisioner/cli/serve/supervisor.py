@@ -4,6 +4,7 @@ A child that dies is started again, later each time; one that says the configura
 wrong ends everything. Children die with this process. Knows nothing of what they do.
 """
 
+import contextlib
 import ctypes
 import os
 import select
@@ -220,7 +221,8 @@ def _be_child(part: Part, parent: int, ready_end: int) -> NoReturn:
         name_process(f"prov-{part.name}")
 
         def ready() -> None:
-            os.write(ready_end, b"r")
+            with contextlib.suppress(BrokenPipeError):  # it was told before, and heard
+                os.write(ready_end, b"r")
 
         structlog.contextvars.bind_contextvars(part=part.name)
         part.run(ready)

@@ -5,17 +5,17 @@ A simulation that finds nothing may be blind. Here it has to find what is there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from provisioner.agent.session import Session
 from provisioner.core.bootplan import BootPlan, BootRequest, LocalDisk, Ramdisk
-from provisioner.core.contracts import Bmc, Outgoing, Store, Tx
+from provisioner.core.contracts import Bmc, Outgoing, Tx
 from provisioner.core.effects import PowerOffQuarantined, ReturnToDisk
-from provisioner.core.fleet import Breaker, Fleet, Load, Rules
+from provisioner.core.fleet import Fleet, Load, Rules
 from provisioner.core.guard import HostRefused, TicketPermit, authorise_ticket, left_alone
 from provisioner.core.lifecycle import E, Limits, NotAllowed
 from provisioner.core.model import (
@@ -28,7 +28,6 @@ from provisioner.core.model import (
     Operation,
     OperationId,
     Phase,
-    ReleaseFailure,
     Secret,
 )
 from provisioner.core.recovery import ATTEMPT, FollowUp
@@ -56,9 +55,24 @@ from .effect_queue import SimEffectWorker
 from .ramdisk_agent import RamdiskAgent
 from .service_process import Parts
 from .shelf import RAMDISK
+from .weak_stores import (
+    READING,
+    ActivatesEarly,
+    ActsAnyway,
+    CountsBack,
+    CountsTheSick,
+    ForgetsFailures,
+    ForgetsQuarantine,
+    ForgetsStarts,
+    ForgetsToChain,
+    KnowsNoGroups,
+    SeedsForAll,
+    SeesNoBreaker,
+    ShowsThePast,
+    everywhere,
+    weak_store,
+)
 
-READING: Final = "reading"
-WRITING: Final = "writing"
 PERMITTED: Final[Json] = {"permitted": True, "expires_in_s": PERMISSION_S}
 
 
@@ -316,127 +330,8 @@ class WritesOn(RamdiskAgent):
         """Nothing is done."""
 
 
-@dataclass
-class _Through:
-    """A transaction that does what the other one does; the subclasses change one thing."""
-
-    tx: Tx
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.tx, name)
-
-
-class SeedsForAll(_Through):
-    def is_seed_taken(self, operation_id: OperationId) -> bool:  # noqa: ARG002 # the port's signature
-        return False
-
-    def take_seed(self, operation_id: OperationId, at: datetime) -> bool:
-        self.tx.take_seed(operation_id, at)
-        return True
-
-
-class CountsBack(_Through):
-    def save_host(self, host: Host) -> None:
-        self.tx.save_host(replace(host, generation=host.generation % 2))
-
-
-class ActivatesEarly(_Through):
-    def save_host(self, host: Host) -> None:
-        is_written = host.root_disk is not None and host.state is HostState.DIRTY
-        self.tx.save_host(replace(host, state=HostState.ACTIVE) if is_written else host)
-
-
-class ForgetsQuarantine(_Through):
-    def save_host(self, host: Host) -> None:
-        self.tx.save_host(replace(host, quarantine_reason=None))
-
-
-class ForgetsFailures(_Through):
-    def remember_failure(self, failure: ReleaseFailure) -> None:
-        """Nothing is done."""
-
-
-class SeesNoBreaker(_Through):
-    def breaker(self, *, lock: bool = False) -> Breaker:  # noqa: ARG002 # the port's signature
-        return Breaker()
-
-
-class KnowsNoGroups(_Through):
-    """Counts what is under way in the fleet, and never in a group."""
-
-    def loads(self, **how: Any) -> Mapping[str | None, Load]:
-        return {None: sum(self.tx.loads(**how).values(), Load())}
-
-
-class ForgetsStarts(_Through):
-    """Does not know any more what was started a moment ago."""
-
-    def loads(self, **how: Any) -> Mapping[str | None, Load]:
-        return {name: replace(load, started=0) for name, load in self.tx.loads(**how).items()}
-
-
-class CountsTheSick(_Through):
-    """Takes every host of a group for a healthy one."""
-
-    def group_sizes(self, groups: Iterable[str]) -> Mapping[str, tuple[int, int]]:
-        return {name: (every, every) for name, (every, _) in self.tx.group_sizes(groups).items()}
-
-
-class ActsAnyway(_Through):
-    """Does not ask whether the database is an older one."""
-
-    def is_observing(self) -> bool:
-        return False
-
-
-class ShowsThePast(_Through):
-    """Shows an open operation as it was when its effects were saved."""
-
-    def operation(self, operation_id: OperationId) -> Operation:
-        found = self.tx.operation(operation_id)
-        return found if found.is_final else replace(found, phase=Phase.NETBOOTING)
-
-
-class ForgetsToChain(_Through):
-    """Writes audit rows by itself, with a chain of one link."""
-
-    def audit(self, at: datetime, actor: str, action: str, subject: str, detail: Json) -> None:
-        self.tx.audit(at, actor, action, subject, detail)
-        if action == "deployment.writing":
-            statement = "UPDATE audit SET actor = 'nobody' WHERE number = 3"
-            self.tx._connection.exec_driver_sql(statement)  # type: ignore[attr-defined] # on purpose
-
-
-class _WeakStore:
-    def __init__(self, store: Store, weak: type[_Through], where: tuple[str, ...]) -> None:
-        self._store = store
-        self._weak = weak
-        self._where = where
-
-    @contextmanager
-    def begin(self) -> Iterator[Tx]:
-        with self._store.begin() as tx:
-            yield cast(Tx, self._weak(tx)) if WRITING in self._where else tx
-
-    @contextmanager
-    def read(self) -> Iterator[Tx]:
-        with self._store.read() as tx:
-            yield cast(Tx, self._weak(tx)) if READING in self._where else tx
-
-    def close(self) -> None:
-        self._store.close()
-
-
-def _store(weak: type[_Through], *where: str) -> Callable[[Store], Store]:
-    return lambda store: _WeakStore(store, weak, where or (WRITING,))
-
-
-def _everywhere(weak: type[_Through]) -> Parts:
-    return Parts(store=_store(weak, READING, WRITING))
-
-
 # The performer alone sees an old state: it acts without a look at what has become of it.
-PAST: Final = Parts(performer_store=_store(ShowsThePast, READING))
+PAST: Final = Parts(performer_store=weak_store(ShowsThePast, READING))
 # What only a second service at work makes wrong.
 RACES: Final[dict[str, Parts]] = {
     limits.nothing_starts_beyond_the_limits.__name__: Parts(worker=StartsByItsLook),
@@ -459,7 +354,7 @@ BREAKS: Final[dict[str, Parts]] = {
         (never.nobody_resets_a_system_at_work, Parts(pool=ResetsAnyway)),
         (never.success_rests_on_a_whole_soak_and_a_fresh_look, Parts(worker=LooksAway)),
         (never.active_means_proven, Parts(agents=BelievesItsAgent)),
-        (never.a_host_is_active_only_by_success, Parts(store=_store(ActivatesEarly))),
+        (never.a_host_is_active_only_by_success, Parts(store=weak_store(ActivatesEarly))),
         (never.every_open_operation_has_a_deadline, Parts(limits=Timeless())),
         (never.nothing_is_stuck, Parts(worker=NeverEnds)),
         (never.every_saved_effect_is_performed, Parts(effects=LosesEffects)),
@@ -469,21 +364,21 @@ BREAKS: Final[dict[str, Parts]] = {
         (after.what_is_due_follows, Parts(recovery=NeverFollows)),
         (
             after.a_disk_that_was_written_is_proven_or_quarantined,
-            Parts(store=_store(ForgetsQuarantine)),
+            Parts(store=weak_store(ForgetsQuarantine)),
         ),
-        (after.a_release_that_failed_is_remembered, Parts(store=_store(ForgetsFailures))),
+        (after.a_release_that_failed_is_remembered, Parts(store=weak_store(ForgetsFailures))),
         (after.a_quarantined_host_is_left_alone, Parts(operations=ReleasesByItself)),
         (after.a_quarantined_host_is_switched_off, Parts(performer=LeavesOn)),
         (limits.nothing_starts_beyond_the_limits, Parts(rules=Rules(breaker_hosts_max=1000))),
         (
             limits.nothing_starts_while_the_breaker_is_open,
-            _everywhere(SeesNoBreaker),
+            everywhere(SeesNoBreaker),
         ),
-        (limits.no_group_has_more_in_flight_than_it_may, _everywhere(KnowsNoGroups)),
-        (limits.no_group_starts_faster_than_it_may, _everywhere(ForgetsStarts)),
-        (limits.a_group_keeps_its_healthy_hosts, _everywhere(CountsTheSick)),
+        (limits.no_group_has_more_in_flight_than_it_may, everywhere(KnowsNoGroups)),
+        (limits.no_group_starts_faster_than_it_may, everywhere(ForgetsStarts)),
+        (limits.a_group_keeps_its_healthy_hosts, everywhere(CountsTheSick)),
         (limits.nothing_is_refused_without_a_reason, Parts(worker=RefusesWhatIsStarted)),
-        (restored.nothing_is_done_until_a_person_reconciles, _everywhere(ActsAnyway)),
+        (restored.nothing_is_done_until_a_person_reconciles, everywhere(ActsAnyway)),
         (
             restored.a_restored_database_is_noticed_and_no_other_one,
             Parts(high_water=BelievesItsDatabase),
@@ -492,13 +387,13 @@ BREAKS: Final[dict[str, Parts]] = {
             restored.reconciling_ends_what_was_of_then,
             Parts(reconciliation=ClosesItsEyes),
         ),
-        (restored.one_agent_writes_for_each_generation, _everywhere(ActsAnyway)),
-        (never.generations_only_rise, Parts(store=_store(CountsBack))),
+        (restored.one_agent_writes_for_each_generation, everywhere(ActsAnyway)),
+        (never.generations_only_rise, Parts(store=weak_store(CountsBack))),
         (never.what_has_ended_stays_ended, Parts(worker=Reopens)),
         (never.what_has_ended_opens_nothing, Parts(agents=GoesOnForEver)),
-        (never.each_seed_leaves_once, Parts(store=_store(SeedsForAll))),
+        (never.each_seed_leaves_once, Parts(store=weak_store(SeedsForAll))),
         (never.no_secret_is_written_down, Parts(agents=WritesItsTokensDown)),
-        (never.the_audit_chain_holds, Parts(store=_store(ForgetsToChain))),
+        (never.the_audit_chain_holds, Parts(store=weak_store(ForgetsToChain))),
         (never.nothing_unexpected_is_raised, Parts(pool=Stumbles)),
     )
 }

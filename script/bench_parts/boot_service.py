@@ -16,7 +16,7 @@ from typing import Final
 
 import provisioner
 from provisioner import wiring
-from provisioner.core.model import BmcAddress, Firmware, Secret
+from provisioner.core.model import BmcAddress, Firmware, Phase, Secret
 from provisioner.errors import Unavailable
 from provisioner.lab.lab import Lab
 from provisioner.lab.site import PROFILE, Site, lab_profile
@@ -28,11 +28,12 @@ ACTOR: Final = "bench"
 START_LIMIT: Final = timedelta(seconds=60)
 HOSTS: Final = 100
 IN_FLIGHT_MAX: Final = 2 * HOSTS
+DECISIONS_MAX: Final = 4
 
 
 def make_site(folder: Path, lab: Lab, say: Say) -> Site:
     """Return a site for many hosts at a time, with no release yet."""
-    changes = {"limits": {"deployments_in_flight_max": IN_FLIGHT_MAX}}
+    changes = {"limits": {"deployments_in_flight_max": IN_FLIGHT_MAX, "starts_per_minute_max": 0}}
     return Site.create(folder, lab, changes=changes, say=say)
 
 
@@ -41,15 +42,23 @@ def mac_of(number: int) -> str:
 
 
 def queue_hosts(site: Site, release: str) -> None:
-    """Enrol the hosts and bring each to where a live boot ticket waits for it."""
+    """Enrol the hosts and bring each to where a live boot ticket waits for it.
+
+    Raises Unavailable when one is not: then its answers would be another thing's.
+    """
     service = wiring.build(site.settings)
     try:
         service.profiles.save(PROFILE, lab_profile(site.ssh_key), actor=ACTOR)
         service.hosts.add_many([_spec(number) for number in range(HOSTS)], actor=ACTOR)
         names = [f"bench-{number}" for number in range(HOSTS)]
-        service.operations.request_deployment(names, release, options={}, actor=ACTOR)
-        # One decision of the worker, and none of the performer's work.
-        wiring.worker(site.settings, service).start_queued()
+        asked = service.operations.request_deployment(names, release, options={}, actor=ACTOR)
+        # Decisions of the worker, some 50 hosts each, and none of the performer's work.
+        worker = wiring.worker(site.settings, service)
+        for _ in range(DECISIONS_MAX):
+            worker.start_queued()
+        phases = {service.operations.show(one.id).phase for one in asked}
+        if phases != {Phase.NETBOOTING}:
+            raise Unavailable("not every host has a ticket", found=sorted(phases))
     finally:
         service.close()
 

@@ -196,6 +196,7 @@ def test_a_client_that_breaks_off_in_the_middle_of_the_ramdisk(listener: Listene
         read(sock, KERNEL_BYTES)
     sock = listener.get(INITRD)
     read(sock, BROKEN_OFF_AT)
+    listener.until("ramdisk: asked for")  # lines are saved a moment later
     assert listener.why().cause == "download_not_over"
     break_off(sock)
     line = listener.until("ramdisk: broke off")

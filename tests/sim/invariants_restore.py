@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .world import World
 
 RESTORED: Final = "database_restored"
+REVOKED: Final = "release_revoked"
 
 
 @about(BmcChanged, BootAnswered, Permitted, SeedLeft, AgentAnswered, Committed)
@@ -29,13 +30,14 @@ def nothing_is_done_until_a_person_reconciles(
     world: World,
 ) -> str | None:
     """From the moment on that a database was restored, until a person reconciles: no BMC is told
-    anything, no ticket, permission or seed leaves, no agent is answered, no operation moves."""
+    anything, no ticket, permission or seed leaves, no agent is answered, no operation moves. A
+    person may still revoke a release, which ends what was to bring it."""
     if not world.ledger.is_behind:
         return None
     if not isinstance(saw, Committed):
         return f"{saw}"
-    changed = [f"{one.id} {one.phase}" for _, one in world.ledger.changed]
-    return f"{changed} changed" if changed else None
+    moved = [one for _, one in world.ledger.changed if one.error_code != REVOKED]
+    return f"{[f'{one.id} {one.phase}' for one in moved]} changed" if moved else None
 
 
 @about(ServiceStarted, Committed)
@@ -66,6 +68,8 @@ def reconciling_ends_what_was_of_then(saw: Committed, world: World) -> str | Non
         return f"{left} go on"
     for key in ledger.open_then:
         operation = ledger.now.operations[key]
+        if operation.error_code == REVOKED:
+            continue  # a person ended it before that
         if operation.error_code != RESTORED or operation.follow_up:
             return f"{key} is {operation.phase}, {operation.error_code}, {operation.follow_up}"
         if ledger.now.host_of(operation).generation <= operation.generation:

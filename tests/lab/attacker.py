@@ -180,14 +180,30 @@ class Twin:
                     stderr=log,
                 )
 
-    def says(self, text: str, limit: timedelta) -> None:
-        """Return when its console has said so."""
+    def said(self) -> str:
+        """Return its console so far."""
         console = Path(self.host.console)
-        until(
-            f"the twin says {text!r}",
-            lambda: console.exists() and text in console.read_text(errors="replace"),
-            limit,
-        )
+        return console.read_text(errors="replace") if console.exists() else ""
+
+    def says(self, text: str, limit: timedelta) -> None:
+        """Return when its console has said so; fail with what it said instead."""
+        try:
+            until(f"the twin says {text!r}", lambda: text in self.said(), limit)
+        except AssertionError as error:
+            error.add_note(self.said()[-2000:])
+            raise
+
+    def stands_still(self) -> None:
+        """Stop its processor until `goes_on`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def goes_on(self) -> str:
+        """Let it go on, and return what it had said until then."""
+        assert self._process is not None
+        said = self.said()
+        self._process.send_signal(signal.SIGCONT)
+        return said
 
     def end(self) -> None:
         if self._process:

@@ -122,9 +122,12 @@ def test_of_a_host_and_its_twin_neither_gets_past(attack: Attack, tell: Tell) ->
     with standing_still(victim):
         # A host may be slow to start, and the other one be the first to say hello.
         twin.power_on()
-        twin.says("deployment of lab-1", STEP_LIMIT)
+        twin.says("permission to write", STEP_LIMIT)
+        twin.stands_still()
         thawed_at = time.time()
+    # It would write for some seconds, and the host may take longer than that to its hello.
     ended = reached(site, operation, "failed", limit=FAILED_LIMIT)
+    said_before = twin.goes_on()
 
     assert ended["error"]["code"] == "ticket_contested"
     told_at = is_reported(attack, ONE, operation)
@@ -137,6 +140,7 @@ def test_of_a_host_and_its_twin_neither_gets_past(attack: Attack, tell: Tell) ->
     site.lab.power(ONE, "off")
     assert disk_digest(disk_path(site, ONE)) == before
     # And the other one was stopped, before it had a seed or a disk that boots.
+    assert "FAILED" not in said_before
     twin.says("FAILED", STEP_LIMIT)
     no_seed_left(attack, ONE, operation)
     cannot_boot(Path(twin.disk.path))

@@ -43,6 +43,7 @@ from .netboot_network import (
     running,
     site_dhcp,
 )
+from .processes import children, until
 
 NO_PXEDHCP = bytes([176, 1, 1])
 
@@ -190,9 +191,13 @@ def test_it_is_told_when_there_is_a_dnsmasq(tmp_path: Path) -> None:
     config.write_text("port=0\nlog-facility=-\npid-file=\n")
     dnsmasq, found = Dnsmasq(config, on_event=print), []
 
+    def arguments() -> str:
+        return "".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in children(os.getpid()))
+
     def started() -> None:
-        commands = [file.read_text() for file in Path("/proc").glob("[0-9]*/cmdline")]
-        found.append(any(f"--conf-file={config}" in one for one in commands))
+        # A fresh process has no arguments yet, for a moment after its exec.
+        until(lambda: f"--conf-file={config}" in arguments())
+        found.append(True)
         dnsmasq.stop()
 
     dnsmasq.run(on_start=started)

@@ -112,13 +112,15 @@ def listen(value: object) -> Address:
     """`address:port`, an IPv6 address in brackets. Raises Wrong for a name: which of its
     addresses would be bound?"""
     wanted = "an IP address and a port, such as 10.77.0.1:8081"
+    given = text(value).lower()
     try:
-        parts = urlsplit("//" + text(value))
-        host, port = parts.hostname, parts.port
-        ipaddress.ip_address(host or "")
+        parts = urlsplit("//" + given)
+        host, port = parts.hostname or "", parts.port
+        ipaddress.ip_address(host)
     except ValueError as error:
         raise Wrong(wanted) from error
-    if host is None or not port or parts.path or parts.query or parts.username is not None:
+    # Written anew, so that nothing was passed over: `[::1]x:80` has a host and a port as well.
+    if not port or given != (f"[{host}]:{port}" if ":" in host else f"{host}:{port}"):
         raise Wrong(wanted)
     return Address(host, port)
 

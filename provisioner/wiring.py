@@ -164,6 +164,7 @@ def build(settings: Settings, reach: Reach | None = None) -> Service:
     """
     from .bmc.credentials import open_, seal
     from .bmc.ipmi import IpmiPool
+    from .cloud_init import check_cloud_config
     from .own_identity import own_host
     from .reporter.vendor_data import vendor_data
     from .service.agents import AgentSessions
@@ -230,7 +231,7 @@ def build(settings: Settings, reach: Reach | None = None) -> Service:
         store=store,
         hosts=Hosts(store, pool, utc_now, ipmi.weak_logins),
         operations=Operations(store, transitions, utc_now, ramdisks.newest, archive),
-        profiles=Profiles(store, utc_now),
+        profiles=Profiles(store, utc_now, check_cloud_config),
         releases=_releases(settings, store, archive, transitions),
         archive=archive,
         ramdisks=ramdisks,

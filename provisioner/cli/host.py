@@ -11,7 +11,7 @@ from .connection import connected
 from .given_files import documents_in
 from .lazy import SuggestingGroup
 from .messages import clean
-from .output import output_option, show, show_one, tell_of_more
+from .output import output_option, show, show_one, show_row, tell_of_more
 from .passwords import bmc_of, bmc_options, read_password
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def add(
         "labels": _labels(labels),
     }
     added = client.add_host(_given(spec))
-    show([_row(added)], COLUMNS, output, wide_columns=WIDE)
+    show_row(_row(added), COLUMNS, output, wide_columns=WIDE)
     if bmc is not None:
         _warn_of_bmc(client, name)
 
@@ -187,7 +187,7 @@ def change(
             host=name,
             expected="--profile, --firmware, --local-boot, --bmc or --label",
         )
-    show([_row(client.change_host(name, given))], COLUMNS, output, wide_columns=WIDE)
+    show_row(_row(client.change_host(name, given)), COLUMNS, output, wide_columns=WIDE)
     if bmc is not None:
         _warn_of_bmc(client, name)
 
@@ -273,7 +273,7 @@ def confirm(
         "bmc": bmc_of(bmc, bmc_user, bmc_password_file, name),
         "profile": profile,
     }
-    show([_row(client.confirm_host(name, _given(changes)))], COLUMNS, output, wide_columns=WIDE)
+    show_row(_row(client.confirm_host(name, _given(changes))), COLUMNS, output, wide_columns=WIDE)
 
 
 @host.command("inspect")

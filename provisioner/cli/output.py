@@ -49,6 +49,16 @@ def show(
         _echo_table([_title(name) for name in shown], [[_cell(r, c) for c in shown] for r in rows])
 
 
+def show_row(
+    row: Row, columns: Sequence[str], fmt: str, *, wide_columns: Sequence[str] = ()
+) -> None:
+    """Print one thing as a row of `show`; as json and yaml by itself, not in a list."""
+    if fmt in ("json", "yaml"):
+        show_one(row, fmt)
+    else:
+        show([row], columns, fmt, wide_columns=wide_columns)
+
+
 def tell_of_more(rows: Sequence[Row], after: int | None, limit: int) -> None:
     """Say on standard error that numbered rows ended at the limit, and how to see others."""
     if len(rows) < limit:

@@ -10,10 +10,12 @@ from provisioner.errors import RequestError
 from .connection import connected
 from .given_files import documents_in
 from .lazy import SuggestingGroup
-from .output import output_option, show, show_one
+from .messages import clean
+from .output import output_option, show, show_one, show_row
 
 if TYPE_CHECKING:
     from provisioner.client import Client
+    from provisioner.core.model import Json
 
 
 @click.group(cls=SuggestingGroup)
@@ -24,10 +26,18 @@ def profile() -> None:
 @profile.command("save")
 @click.argument("file", metavar="FILE")
 @click.option("--name", help="Its name; default: the file's name without its ending.")
+@click.option(
+    "--no-schema",
+    is_flag=True,
+    help="Do not ask the service's cloud-init, e.g. since that of the images is newer.",
+)
 @output_option
 @connected
-def save(client: "Client", file: str, name: str | None, output: str) -> None:
-    """Save a YAML file as a revision of a profile; - is standard input."""
+def save(client: "Client", file: str, name: str | None, no_schema: bool, output: str) -> None:
+    """Save a YAML file as a revision of a profile; - is standard input.
+
+    Where the service has a cloud-init, a cloud_config that its schema refuses is not saved.
+    """
     document = documents_in(file)
     if not isinstance(document, dict):
         raise RequestError(
@@ -35,8 +45,20 @@ def save(client: "Client", file: str, name: str | None, output: str) -> None:
         )
     if name is None and file == "-":
         raise RequestError("a profile from standard input needs a name", expected="--name NAME")
-    saved = client.save_profile(name or Path(file).stem, document)
-    show([saved], ["name", "digest", "created_at"], output)
+    saved = client.save_profile(name or Path(file).stem, document, check_schema=not no_schema)
+    show_row(saved, ["name", "digest", "created_at"], output)
+    if not no_schema:
+        _tell_of_check(saved["schema_check"])
+
+
+def _tell_of_check(check: "Json") -> None:
+    if check["checked_by"] is None:
+        told = f"cloud_config was not checked: {check['note']}"
+    elif check["note"] is None:
+        told = f"cloud_config was checked by {check['checked_by']}"
+    else:
+        told = f"{check['checked_by']} takes this cloud_config, and warns: {check['note']}"
+    click.echo(clean(told), err=True)
 
 
 @profile.command("list")

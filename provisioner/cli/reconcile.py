@@ -7,7 +7,7 @@ import click
 from provisioner.errors import RequestError
 
 from .connection import connected
-from .output import output_option, show
+from .output import output_option, show, show_one
 
 if TYPE_CHECKING:
     from provisioner.client import Client
@@ -31,16 +31,16 @@ def reconcile(client: "Client", is_plan: bool, digest: str | None, output: str) 
     """
     if is_plan == (digest is not None):
         raise RequestError("say what to do", expected="either --plan or --apply DIGEST")
-    if digest is not None:
-        done = client.reconcile(digest)
-        hosts = len(done["hosts"])
+    plan = client.reconciliation() if digest is None else client.reconcile(digest)
+    if output == "name":
+        show(plan["hosts"], ["host"], output)
+    elif output in ("json", "yaml"):
+        show_one(plan, output)
+    elif digest is None:
+        _tell(plan, output)
+    else:
+        hosts = len(plan["hosts"])
         click.echo(f"reconciled; {hosts} hosts were changed, and the service works again")
-        return
-    plan = client.reconciliation()
-    if output in ("json", "yaml", "name"):
-        show(plan["hosts"] if output == "name" else [plan], ["host"], output)
-        return
-    _tell(plan, output)
 
 
 def _tell(plan: dict[str, Any], output: str) -> None:

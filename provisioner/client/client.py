@@ -283,8 +283,12 @@ class Client:
     def profile(self, name: str) -> Json:
         return self._get(f"/profiles/{_part(name)}")
 
-    def save_profile(self, name: str, document: Mapping[str, Any]) -> Json:
-        return self._change("PUT", f"/profiles/{_part(name)}", {"document": dict(document)})
+    def save_profile(
+        self, name: str, document: Mapping[str, Any], *, check_schema: bool = True
+    ) -> Json:
+        """Save a revision; return it, with what cloud-init's schema said of it."""
+        body = {"document": dict(document), "check_schema": check_schema}
+        return self._change("PUT", f"/profiles/{_part(name)}", body)
 
     def delete_profile(self, name: str) -> None:
         self._change("DELETE", f"/profiles/{_part(name)}")

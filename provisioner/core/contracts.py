@@ -93,6 +93,19 @@ class Outgoing:
     effect: Effect
 
 
+@dataclass(frozen=True)
+class SchemaCheck:
+    """What cloud-init's own schema says of a cloud-config, in cloud-init's words.
+
+    `checked_by` names the cloud-init that looked, and is None where none did: `note` says why.
+    `errors` is None for what it would take, and `note` then says what it calls deprecated.
+    """
+
+    checked_by: str | None = None
+    errors: str | None = None
+    note: str | None = None
+
+
 class Tx(Protocol):
     """One transaction. Reads of one host or operation by id lock it until the end."""
 

@@ -37,10 +37,19 @@ def render_seed(
         "meta-data": _yaml(
             {"instance-id": f"{operation.id}-{operation.generation}", "local-hostname": host.name}
         ),
-        "user-data": "#cloud-config\n" + _yaml(filled(document.get("cloud_config", {}), lookup)),
+        "user-data": _user_data(document, lookup),
         "vendor-data": vendor_data,
         "network-config": _yaml(filled(network, lookup)),
     }
+
+
+def example_user_data(profile: Profile) -> str:
+    """Return the user-data that a host of this profile gets, with an example's values.
+
+    Raises RequestError for a `${name}` that could never be filled in.
+    """
+    document = profile.document
+    return _user_data(document, _lookup(_example_host(profile.name), profile.name, document))
 
 
 def check_renders(profile: Profile) -> None:
@@ -57,6 +66,10 @@ def check_renders_for(host: Host, profile: Profile) -> None:
     lookup = _lookup(host, profile.name, document)
     filled(document.get("cloud_config", {}), lookup)
     filled(document.get("network", {}), lookup)
+
+
+def _user_data(document: Json, lookup: Callable[[str], str]) -> str:
+    return "#cloud-config\n" + _yaml(filled(document.get("cloud_config", {}), lookup))
 
 
 def _default_network(host: Host) -> Json:

@@ -1,5 +1,6 @@
 """The command line against a real API: what it prints, where, and how it ends."""
 
+import json
 import os
 import subprocess
 import sys
@@ -91,11 +92,39 @@ def test_credentials_are_changed_as_the_hint_of_a_refused_login_says(
     assert "--bmc ADDRESS" in cli(*words, stdin="x\n", exit_code=2).stderr
 
 
-@pytest.mark.parametrize("bad", ["bmc.example", "127.0.1.1:0", "127.0.1.1:99999", "127.0.1"])
+BAD_BMCS = (
+    *("bmc.example", "127.0.1.1:0", "127.0.1.1:99999", "127.0.1"),
+    *("[::1]x", "[::1]x:623", "127.0.1.1:623#x", "u@127.0.1.1", "[127.0.1.1]"),
+)
+
+
+@pytest.mark.parametrize("bad", BAD_BMCS)
 def test_a_bmc_address_that_is_none_is_refused(cli: Cli, bad: str) -> None:
     words = ("host", "add", "r1n1", "--mac", mac(1), "--bmc", bad, "--bmc-user", "admin")
     done = cli(*words, "--bmc-password-file", "-", stdin="x\n", exit_code=2)
     assert bad in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "address", "port"),
+    [
+        ("127.0.1.1", "127.0.1.1", 623),
+        ("127.0.1.1:6230", "127.0.1.1", 6230),
+        ("fd00::a", "fd00::a", 623),
+        ("[fd00::A]", "fd00::a", 623),
+        ("[fd00::a]:6230", "fd00::a", 6230),
+    ],
+)
+def test_what_is_saved_is_printed_as_one_thing(
+    cli: Cli, given: str, address: str, port: int
+) -> None:
+    words = ("host", "add", "r1n1", "--mac", mac(1), "--bmc", given, "--bmc-user", "admin")
+    done = cli(*words, "--bmc-password-file", "-", "-o", "json", stdin="x\n")
+    added = json.loads(done.stdout)
+    assert (added["name"], added["bmc"]["address"], added["bmc"]["port"]) == ("r1n1", address, port)
+    changed = cli("host", "change", "r1n1", "--profile", "web", "-o", "yaml")
+    assert yaml.safe_load(changed.stdout)["profile"] == "web"
+    assert cli("host", "change", "r1n1", "--profile", "web", "-o", "name").stdout == "r1n1\n"
 
 
 def test_hosts_are_imported_from_a_file_with_passwords_beside_it(

@@ -369,7 +369,7 @@ def test_everybody_who_asks_is_told_and_an_admin_leads_out_of_it(site: Site) -> 
         run("reconcile", exit_code=2)
         shown = run("reconcile", "--plan").stdout
         assert "mark" in shown
-        digest = run.json("reconcile", "--plan")[0]["digest"]
+        digest = run.json("reconcile", "--plan")["digest"]
         assert f"provisioner reconcile --apply {digest}" in shown
 
         viewer = site.tokens.create("eve", "operator", expires_in=None, actor=ACTOR).reveal()
@@ -385,6 +385,7 @@ def test_everybody_who_asks_is_told_and_an_admin_leads_out_of_it(site: Site) -> 
         assert "OBSERVE ONLY" not in run("host", "list").stderr
         assert httpx.get(f"{run.url}/healthz").json() == {"status": "ok"}
         assert "nothing is to be reconciled" in run("reconcile", "--plan").stdout
+        assert run.json("reconcile", "--plan")["is_observing"] is False
         actions = [row["action"] for row in run.json("audit", "list")]
         assert actions.index("service.observes") < actions.index("service.reconciled")
         # The mark is that of this database now.

@@ -1,5 +1,6 @@
 """Routes of profiles: what makes a host of a release."""
 
+from dataclasses import asdict
 from typing import Any
 
 from apiflask import APIBlueprint
@@ -7,9 +8,10 @@ from flask import Response
 
 from provisioner.core.model import Profile
 from provisioner.core.profile import ProfileUnreadable
+from provisioner.service.profiles import NOT_ASKED
 
 from .auth import Verb, actor, needs
-from .schemas import ProfileIn, ProfileOut, ProfilesOut
+from .schemas import ProfileIn, ProfileOut, ProfilesOut, SavedProfileOut
 from .services import ApiServices
 
 Shown = dict[str, Any]
@@ -36,11 +38,15 @@ def profile_routes(services: ApiServices) -> APIBlueprint:
 
     @api.put("/profiles/<name>")
     @api.input(ProfileIn)
-    @api.output(ProfileOut)
+    @api.output(SavedProfileOut)
     @needs(Verb.OPERATE)
     def save_profile(name: str, json_data: ProfileIn) -> Shown:
         """Save a revision of a profile; the same content again changes nothing."""
-        return _shown(profiles.save(name, json_data.document, actor=actor()))
+        found = NOT_ASKED
+        if json_data.check_schema:
+            found = profiles.check(name, json_data.document)
+        saved = profiles.save(name, json_data.document, actor=actor())
+        return {**_shown(saved), "schema_check": asdict(found)}
 
     @api.delete("/profiles/<name>")
     @api.output({}, status_code=204)

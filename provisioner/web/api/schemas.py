@@ -124,7 +124,10 @@ class BreakerCloseIn(_In):
 
 
 class ProfileIn(_In):
+    """With `check_schema`, a `cloud_config` that cloud-init's own schema refuses is not saved."""
+
     document: dict[str, Any]
+    check_schema: bool = True
 
 
 class TokenIn(_In):
@@ -304,6 +307,18 @@ class _Revision(BaseModel):
 
 class ProfileOut(_Revision):
     document: dict[str, Any]
+
+
+class SchemaCheckOut(BaseModel):
+    """`checked_by` names the cloud-init that looked, and is null where none did: `note` says
+    why. Otherwise `note` is what it calls deprecated."""
+
+    checked_by: str | None
+    note: str | None
+
+
+class SavedProfileOut(ProfileOut):
+    schema_check: SchemaCheckOut
 
 
 class ListedProfileOut(_Revision):

@@ -124,7 +124,7 @@ class World:
         caught()  # what another run may have left
         try:
             self._prepare()
-            self.scheduler.run(lambda: self.broken is not None or self._is_done(), RUN_LIMIT_S)
+            self._work()
             self._let_it_rest()
             return self._outcome()
         finally:
@@ -345,6 +345,9 @@ class World:
             self._start_service(self.new_name("replica"))
         self.operators.begin()
 
+    def _work(self) -> None:
+        self.scheduler.run(lambda: self.broken is not None or self._is_done(), RUN_LIMIT_S)
+
     def _is_done(self) -> bool:
         now = self.ledger.now
         return self.operators.busy == 0 and not now.open_operations and not now.to_follow
@@ -356,9 +359,14 @@ class World:
         self.faults.is_over = True
         ends_s = self.now_s + QUIET_MAX_S
         self._watch(QUIET_S)
-        while self.broken is None and self.now_s < ends_s and self.ledger.waiting_effects():
+        while self.broken is None and self.now_s < ends_s and self._is_unfinished():
+            # A request that was late on its way comes in when all seems to be over.
+            self._work()
             self._watch(QUIET_S)
         self.saw(Ended())
+
+    def _is_unfinished(self) -> bool:
+        return bool(self.ledger.waiting_effects()) or not self._is_done()
 
     def _watch(self, seconds: float) -> None:
         until_s = self.now_s + seconds

@@ -10,6 +10,7 @@ from provisioner.core.contracts import AgentToken, Clock, Store, Tx
 from provisioner.core.guard import why_not_begun
 from provisioner.core.lifecycle import E, NotAllowed, is_allowed
 from provisioner.core.model import Host, Json, Operation, Phase, Ticket
+from provisioner.core.profile import ProfileUnreadable
 from provisioner.errors import TrustError
 
 from .addresses import Addresses
@@ -91,11 +92,16 @@ class AgentSessions:
         The answer may be lost: until something was permitted, the session that used the
         ticket is answered anew. Raises TicketRefused for a ticket that is unknown, expired,
         another host's, or used by another session; the latter also ends the operation for
-        the first, as does whoever may be two hosts at once.
+        the first, as does whoever may be two hosts at once. Raises ProfileUnreadable, which
+        ends the operation as well.
         """
         said = hello_in(body)
-        with self._store.begin() as tx:
-            answer = self._answer_hello(tx, said, source)
+        try:
+            with self._store.begin() as tx:
+                answer = self._answer_hello(tx, said, source)
+        except ProfileUnreadable as error:
+            self._end_unplanned(said, error)
+            raise
         if isinstance(answer, TicketRefused):
             raise answer
         return answer
@@ -125,6 +131,21 @@ class AgentSessions:
                 actor=AGENT,
                 error=error.as_dict(),
             )
+
+    def _end_unplanned(self, said: Hello, error: ProfileUnreadable) -> None:
+        """End an operation of which nobody knows any more what it was to do."""
+        with self._store.begin() as tx:
+            _, operation = known_ticket(tx, said.ticket)
+            if is_allowed(operation, E.REFUSED):
+                host = tx.host(operation.host_id).name
+                self._transitions.apply(
+                    tx,
+                    operation.id,
+                    E.REFUSED,
+                    generation=operation.generation,
+                    actor=AGENT,
+                    error={"host": host, **error.as_dict()},
+                )
 
     def _hello(self, tx: Tx, said: Hello, source: str) -> Json:
         now = self._clock()

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 
 from provisioner.core.lifecycle import LIMIT
-from provisioner.core.model import HostState, Phase
+from provisioner.core.model import BootDevice, HostState, Phase
 from provisioner.core.profile import ProfileUnreadable
+from provisioner.service.agents import TicketRefused
 from tests.parts.recovery_site import (
     fail,
     follow,
@@ -67,6 +68,26 @@ def test_what_is_queued_ends_before_its_host_is_touched(site: Site) -> None:
     assert site.bmc().exchanges == []
     assert site.hosts.show("r1n1").state is HostState.ENROLLED
     assert ended.follow_up is None
+
+
+def test_a_host_on_its_way_into_the_ramdisk_is_sent_back_at_once(site: Site) -> None:
+    site.add_host()
+    waiting = site.deploy("r1n1")
+    site.perform()
+    damage(site)
+    agent = Agent(site).boots()
+    with pytest.raises(ProfileUnreadable, match="profile web does not open"):
+        agent.hello()
+    ended = site.at(waiting)
+    error = ended.error or {}
+    assert (ended.phase, error["code"]) == (Phase.FAILED, "profile_unreadable")
+    assert error["host"] == "r1n1"
+    assert ended.follow_up is None
+    assert site.hosts.show("r1n1").state is HostState.ENROLLED
+    site.perform()
+    assert site.bmc().next_boot is not BootDevice.NETWORK
+    with pytest.raises(TicketRefused):
+        agent.hello()
 
 
 def test_saving_it_again_is_the_way_out_also_for_what_is_queued(site: Site) -> None:

@@ -22,7 +22,7 @@ import structlog
 from .core.contracts import Bmc, BmcPool, EffectWorker, Outgoing, Store, Tx
 from .core.model import BmcAddress, BootDevice, PowerState
 from .errors import ConfigError
-from .imaging.blobs import FileBlobs
+from .imaging.blobs import Blobs, FileBlobs
 from .service.sightings import Mark, MarkFile
 
 log = structlog.get_logger(__name__)
@@ -52,8 +52,8 @@ class Point(StrEnum):
     # The note of how far the audit log has come, a file beside the database.
     MARK_BEFORE = "mark.before"
     MARK_AFTER = "mark.after"
-    # A blob of the release archive: a chunk, a manifest, a name. `place` is the renaming of what
-    # is written and synced already.
+    # A blob of the release archive: a chunk, a manifest, a name. `place` is the renaming of a
+    # file that is written and synced already.
     WRITE_BEFORE = "blob.write.before"
     WRITE_AFTER = "blob.write.after"
     PLACE_BEFORE = "blob.place.before"
@@ -272,6 +272,38 @@ class WatchedMarkFile(MarkFile):
     def write(self, mark: Mark) -> None:
         with _around(self._reach, Point.MARK_BEFORE, Point.MARK_AFTER):
             super().write(mark)
+
+
+class WatchedBlobs:
+    """The `Blobs` port with a failpoint on either side of each write and removal."""
+
+    def __init__(self, blobs: Blobs, reach: Reach) -> None:
+        self._blobs = blobs
+        self._reach = reach
+
+    @property
+    def place(self) -> str:
+        return self._blobs.place
+
+    def read(self, name: str, limit_bytes: int) -> bytes:
+        return self._blobs.read(name, limit_bytes)
+
+    def write(self, name: str, data: bytes) -> None:
+        with _around(self._reach, Point.WRITE_BEFORE, Point.WRITE_AFTER):
+            self._blobs.write(name, data)
+
+    def size(self, name: str) -> int | None:
+        return self._blobs.size(name)
+
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        return self._blobs.sizes(prefix)
+
+    def delete(self, name: str) -> None:
+        with _around(self._reach, Point.DELETE_BEFORE, Point.DELETE_AFTER):
+            self._blobs.delete(name)
+
+    def free_bytes(self) -> int | None:
+        return self._blobs.free_bytes()
 
 
 class WatchedFileBlobs(FileBlobs):

@@ -129,7 +129,7 @@ def trust_policy(
 
 def blobs_of(settings: Settings, reach: Reach | None = None) -> Blobs:
     """Return where releases are kept: files below data_dir, or the configured bucket."""
-    from .failpoints import WatchedFileBlobs
+    from .failpoints import WatchedBlobs, WatchedFileBlobs
     from .imaging.blobs import FileBlobs
 
     chosen, s3 = settings.releases, settings.keys.s3
@@ -138,7 +138,7 @@ def blobs_of(settings: Settings, reach: Reach | None = None) -> Blobs:
         return FileBlobs(root) if reach is None else WatchedFileBlobs(root, reach)
     from .imaging.s3_blobs import S3Blobs, S3Place
 
-    return S3Blobs(
+    bucket = S3Blobs(
         S3Place(
             url=chosen.store,
             access_key=s3.access_key,
@@ -147,6 +147,7 @@ def blobs_of(settings: Settings, reach: Reach | None = None) -> Blobs:
             region=chosen.s3_region,
         )
     )
+    return bucket if reach is None else WatchedBlobs(bucket, reach)
 
 
 def archive_of(settings: Settings, reach: Reach | None = None) -> Archive:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from provisioner import wiring
+from provisioner import keys, wiring
 from provisioner.cli.serve import parts
 from provisioner.cli.serve.command import bring_up_to_date
 from provisioner.cli.serve.logs import set_up_logs
@@ -62,7 +62,13 @@ def until(
     return found
 
 
-def install(folder: Path, *, database: str = "sqlite:///state.db", more: str = "") -> Settings:
+def install(
+    folder: Path,
+    *,
+    database: str = "sqlite:///state.db",
+    more: str = "",
+    s3_credentials: str = "",
+) -> Settings:
     """Make an installation with one release, `tiny@1`, one ramdisk, and the profile `web`."""
     api, boot, agent, tftp = map(int, free_ports(4))
     plan = Plan(
@@ -75,6 +81,9 @@ def install(folder: Path, *, database: str = "sqlite:///state.db", more: str = "
     initialise(folder, plan)
     with (folder / "provisioner.toml").open("a") as config:
         config.write(more)
+    if s3_credentials:
+        (folder / keys.FOLDER / keys.S3_CREDENTIALS).touch(mode=0o600)
+        (folder / keys.FOLDER / keys.S3_CREDENTIALS).write_text(s3_credentials)
     settings = load(folder / "provisioner.toml")
     ramdisk = folder / "ramdisks" / RAMDISK
     ramdisk.mkdir(parents=True)

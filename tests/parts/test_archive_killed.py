@@ -1,4 +1,5 @@
-"""Publishing and image gc are killed at every write, rename, removal and commit.
+"""Publishing and image gc are killed at every write, rename, removal and commit, on files and
+in a bucket.
 
 Whichever point it is: each release that the service knows is whole, the same thing done once
 more succeeds, and nothing is left that belongs to no release.
@@ -7,6 +8,7 @@ more succeeds, and nothing is left that belongs to no release.
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -18,6 +20,7 @@ from provisioner.imaging.blobs import INCOMING
 from provisioner.imaging.garbage import collect
 from provisioner.imaging.verify import verify_release
 from tests.parts.archive_lives import PART, ArchiveLives, archive_lives
+from tests.parts.s3_server import make_bucket, s3_server
 from tests.parts.served_lives import install
 from tests.parts.test_imaging_archive import MIB, make_disk
 
@@ -41,10 +44,13 @@ class Shelf:
                 file.write(f"{number} {place}".encode())
         return disk, str(number)
 
+    @property
+    def is_bucket(self) -> bool:
+        return self.lives.settings.keys.s3 is not None
+
     def files(self) -> set[str]:
-        root = self.lives.settings.data_dir
-        found = (path for blobs in BLOBS for path in (root / blobs).rglob("*"))
-        return {str(path.relative_to(root)) for path in found if path.is_file()}
+        blobs = wiring.blobs_of(self.lives.settings)
+        return {name for prefix in BLOBS for name, _ in blobs.sizes(f"{prefix}/")}
 
     def known(self) -> set[str]:
         """Return the digests of what the service knows, after a look at each: all are whole."""
@@ -70,11 +76,20 @@ class Shelf:
         assert not [name for name in self.files() if name.startswith(INCOMING)]
 
 
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
+@pytest.fixture(scope="module", params=["files", "bucket"])
+def shelf(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shelf]:
     folder = tmp_path_factory.mktemp("shelf")
-    settings = install(folder / "installation", more="\n[releases]\ngrace_s = 0\n")
-    with archive_lives(settings) as lives:
+    more, credentials = "\n[releases]\ngrace_s = 0\n", ""
+    with ExitStack() as stack:
+        if request.param == "bucket":
+            endpoint = stack.enter_context(s3_server(folder))
+            make_bucket(endpoint, "releases")
+            more += f'store = "s3://releases/site-1"\ns3_endpoint = "{endpoint}"\n'
+            credentials = 'access_key = "AK"\nsecret_key = "not-shown"\n'
+        settings = install(folder / "installation", more=more, s3_credentials=credentials)
+        lives = stack.enter_context(archive_lives(settings))
         yield Shelf(lives, folder)
 
 
@@ -125,7 +140,9 @@ def sweep(shelf: Shelf, *, every: bool) -> None:
     for point in collecting:
         gc_killed_at(shelf, point)
     kinds = {point.split()[1] for point in [*publishing, *collecting]}
-    verbs = ("blob.write", "blob.place", "blob.delete", "commit")
+    # A bucket has no renaming: a put is whole or nothing.
+    renames = [] if shelf.is_bucket else ["blob.place"]
+    verbs = ("blob.write", *renames, "blob.delete", "commit")
     assert kinds == {f"{verb}.{when}" for verb in verbs for when in ("before", "after")}
     assert all(point.split()[0] == PART for point in [*publishing, *collecting])
 

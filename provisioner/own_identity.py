@@ -1,11 +1,21 @@
-"""Reads what this machine is, as far as it may be read, so that it is never a target."""
+"""Reads what this machine is, as far as it may be read, so that it is never a target; and which
+version of this program runs on it."""
 
+import importlib.metadata
 from pathlib import Path
 from typing import Final
 
 from .core.own_host import OwnHost
 
 TEXT_BYTES_MAX: Final = 256
+
+
+def own_version() -> str:
+    """Return this program's version, also when it runs from a clone that is not installed."""
+    try:
+        return importlib.metadata.version("provisioner")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def own_host(names: tuple[str, ...], root: Path = Path("/")) -> OwnHost:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .service.ramdisks import Ramdisks
     from .service.reconciliation import Reconciliation
     from .service.releases import Releases
+    from .service.services import Services
     from .service.sightings import HighWater, Sightings
     from .service.tokens import Tokens
     from .service.transitions import Transitions
@@ -71,6 +72,7 @@ class Service:
     agents: AgentSessions
     audit: Audit
     breakers: Breakers
+    services: Services
     transitions: Transitions
     pool: BmcPool
     fence: Fence
@@ -181,6 +183,7 @@ def build(settings: Settings, reach: Reach | None = None) -> Service:
     from .service.profiles import Profiles
     from .service.ramdisks import Ramdisks
     from .service.reconciliation import Reconciliation
+    from .service.services import Services
     from .service.sightings import HighWater, MarkFile, Sightings
     from .service.timeline import Timeline
     from .service.tokens import Tokens
@@ -260,6 +263,7 @@ def build(settings: Settings, reach: Reach | None = None) -> Service:
         ),
         audit=Audit(store),
         breakers=Breakers(store, utc_now),
+        services=Services(store, utc_now),
         transitions=transitions,
         pool=pool,
         fence=fence,

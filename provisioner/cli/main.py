@@ -29,6 +29,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "breaker": Lazy(f"{_CLI}.breaker:breaker", "Show and close the breaker, which stops starts."),
     "reconcile": Lazy(f"{_CLI}.reconcile:reconcile", "Go on after a database was restored."),
     "audit": Lazy(f"{_CLI}.audit:audit", "Show and verify the audit log."),
+    "service": Lazy(f"{_CLI}.service:service", "Show and forget services on this database."),
     "token": Lazy(f"{_CLI}.token:token", "Create, list and revoke API tokens."),
     "ramdisk": Lazy(f"{_CLI}.ramdisk:ramdisk", "Build and show deploy ramdisks."),
     "dhcp-config": Lazy(f"{_CLI}.dhcp:dhcp_config", "Print what the site's own DHCP server needs."),

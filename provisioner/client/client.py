@@ -293,6 +293,15 @@ class Client:
     def delete_profile(self, name: str) -> None:
         self._change("DELETE", f"/profiles/{_part(name)}")
 
+    # services
+
+    def services(self) -> list[Json]:
+        found: list[Json] = self._get("/services")["services"]
+        return found
+
+    def forget_service(self, name: str) -> None:
+        self._change("DELETE", f"/services/{_part(name)}")
+
     # audit and tokens
 
     def audit(self, *, after: int | None = None, limit: int = 200) -> list[Json]:

@@ -33,6 +33,7 @@ from .model import (
     ReleaseTest,
     Ticket,
 )
+from .own_host import ServiceHost
 
 Clock = Callable[[], datetime]
 
@@ -217,6 +218,11 @@ class Tx(Protocol):
         self, *, host_id: HostId | None = None, after: int | None = None, limit: int = 200
     ) -> Sequence[tuple[int, Event]]: ...  # (number, event), as audit_rows
     def enqueue(self, outgoing: Outgoing) -> None: ...
+
+    # the hosts that services on this database run on
+    def save_service(self, service: ServiceHost) -> None: ...  # in place of what it said before
+    def services(self) -> Sequence[ServiceHost]: ...  # by name
+    def delete_service(self, name: str) -> bool: ...  # False: there is none
 
     # what shows that this database was restored
     def add_sighting(self, sighting: Sighting) -> bool: ...  # False: known, or too many

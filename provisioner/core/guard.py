@@ -14,7 +14,7 @@ from ..errors import Conflict, TrustError
 from .disks import Disk
 from .fleet import NO_LIMIT, Failure, Fleet, Rules, Selection
 from .model import Host, HostId, HostState, Kind, Operation, OperationId, Phase
-from .own_host import OwnHost
+from .own_host import ServiceHosts
 
 
 class WriteRefused(TrustError):
@@ -52,7 +52,7 @@ class Facts:
     """
 
     selection: Selection
-    own: OwnHost
+    own: ServiceHosts
     release_is_revoked: bool
     twins: tuple[str, ...] = ()
     breaker: str | None = None
@@ -157,7 +157,7 @@ def _never(operation: Operation, host: Host, facts: Facts) -> Iterator[Refusal]:
     if facts.release_is_revoked:
         yield "a release in good standing", "a revoked one", "the release was revoked"
     if (own := facts.own.why(host)) is not None:
-        yield "another host than the service's own", own, "the service runs on it"
+        yield "a host that no service runs on", own, "the service runs on it"
     if facts.twins:
         yield "a UUID of its own", list(facts.twins), "another host has the same UUID"
     if (reason := why_not_begun(operation, host)) is not None:

@@ -1,7 +1,9 @@
-"""Which enrolled host this service runs on: that one is never a target. Pure: what this
-machine is was read by whoever builds the service."""
+"""Which enrolled hosts this service, and the others on its database, run on: those are never
+targets. Pure: what a machine is was read by the service that runs on it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from ..errors import Conflict
@@ -18,7 +20,7 @@ EMPTY_SERIALS: Final = frozenset(
 
 
 class OwnHostRefused(Conflict):
-    """The service would rebuild or restart the host that it runs on."""
+    """The service would rebuild or restart a host that it, or another one, runs on."""
 
     code = "own_host"
 
@@ -45,7 +47,12 @@ class OwnHost:
     macs: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
 
-    def why(self, host: Host) -> str | None:
+    @property
+    def is_unknown(self) -> bool:
+        """Say whether there is nothing by which a host could be known to be this one."""
+        return not (known_uuid(self.uuid) or known_serial(self.serial) or self.macs or self.names)
+
+    def why(self, host: Host, whose: str = "this machine's") -> str | None:
         """Return by what `host` is known to be this service's own; None when it is not.
 
         Serials are less unique than UUIDs, so one counts only where no UUID contradicts it.
@@ -53,22 +60,56 @@ class OwnHost:
         if host.name in self.names or host.id in self.names:
             return "service.own_hosts names it"
         if shared := sorted(self.macs & set(host.macs)):
-            return f"it has this machine's MAC {shared[0]}"
+            return f"it has {whose} MAC {shared[0]}"
         mine, theirs = known_uuid(self.uuid), known_uuid(host.uuid)
         if mine is not None and mine == theirs:
-            return f"it has this machine's UUID {mine}"
+            return f"it has {whose} UUID {mine}"
         serial = known_serial(self.serial)
         if serial is None or serial != known_serial(host.serial):
             return None
-        return None if mine and theirs else f"it has this machine's serial {host.serial}"
+        return None if mine and theirs else f"it has {whose} serial {host.serial}"
+
+
+@dataclass(frozen=True)
+class ServiceHost:
+    """What a service on this database has found of the host that it runs on, when it started
+    last. `name` is the service's among all that have ever started."""
+
+    name: str
+    found: OwnHost
+    version: str
+    started_at: datetime
+
+
+@dataclass(frozen=True)
+class ServiceHosts:
+    """The hosts below this service and below all others on its database."""
+
+    own: OwnHost = OwnHost()
+    known: tuple[ServiceHost, ...] = ()
+
+    def why(self, host: Host) -> str | None:
+        """Return by what `host` is known to be a service's; None when it is not."""
+        return next((why for why, _ in self._reasons(host)), None)
 
     def check(self, host: Host) -> None:
-        """Raise OwnHostRefused for this service's own host."""
-        if (why := self.why(host)) is not None:
+        """Raise OwnHostRefused for a host that a service runs on."""
+        for why, hint in self._reasons(host):
             raise OwnHostRefused(
-                f"host {host.name} runs this service, and is never a target: {why}",
+                f"host {host.name} runs the service, and is never a target: {why}",
                 host=host.name,
-                expected="another host than the service's own",
+                expected="a host that no service runs on",
                 found=why,
-                hint="move the service to another host first; it would end itself halfway",
+                hint=hint,
             )
+
+    def _reasons(self, host: Host) -> Iterator[tuple[str, str]]:
+        if (why := self.own.why(host)) is not None:
+            yield why, "move the service to another host first; it would end itself halfway"
+        for one in self.known:
+            if (why := one.found.why(host, "its")) is not None:
+                yield (
+                    f"the service {one.name} was started there: {why}",
+                    "when that service has moved to another host: "
+                    f"provisioner service forget {one.name}",
+                )

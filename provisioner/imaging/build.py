@@ -25,7 +25,7 @@ from provisioner.imaging import rootfs
 from provisioner.imaging.archive import ReleaseFacts
 from provisioner.imaging.base import current_tree
 from provisioner.imaging.bootloader import grub_cfg, install_bios, install_uefi
-from provisioner.imaging.build_record import BuildNotes, Say, own_version, quiet, record_of
+from provisioner.imaging.build_record import BuildNotes, Say, quiet, record_of
 from provisioner.imaging.ext4_sync import prove
 from provisioner.imaging.file_manifest import boot_file, parse, to_bytes
 from provisioner.imaging.gpt import BIOS_BOOT, EFI_SYSTEM, SECTOR_BYTES, root_partition
@@ -36,6 +36,7 @@ from provisioner.imaging.scratch import scratch_folder, told_when_full
 from provisioner.imaging.sparse import copy_into
 from provisioner.imaging.spdx import InstalledPackages, spdx_document
 from provisioner.imaging.tools import ToolFailed, as_root_of_a_namespace, run
+from provisioner.own_identity import own_version
 
 MIB: Final = 1024 * 1024
 # Two copies of an image's content are there at once (the tree and the file system, then the

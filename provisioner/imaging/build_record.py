@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import shutil
 import subprocess
 import time
@@ -15,6 +14,7 @@ from provisioner.imaging.followed import BuildLog
 from provisioner.imaging.mirrors import MirrorState
 from provisioner.imaging.parent import Parent
 from provisioner.imaging.tools import PACKAGE_OF, ToolFailed, run
+from provisioner.own_identity import own_version
 
 GIT_LIMIT: Final = timedelta(seconds=20)
 # Those whose version may show in an image's bytes.
@@ -115,14 +115,6 @@ def tool_versions() -> dict[str, str]:
         text=True,
     ).stdout
     return dict(line.split(" ", 1) for line in listed.splitlines() if " " in line)
-
-
-def own_version() -> str:
-    """Return this program's version, also when it runs from a clone that is not installed."""
-    try:
-        return importlib.metadata.version("provisioner")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _written(moment: datetime) -> str:

@@ -30,7 +30,6 @@ from provisioner.core.manifest import (
 from provisioner.errors import RequestError, Unavailable
 from provisioner.imaging.archive import IMAGE_BYTES_MAX, ReleaseFacts
 from provisioner.imaging.build import BuiltImage
-from provisioner.imaging.build_record import own_version
 from provisioner.imaging.foreign_packages import foreign_packages
 from provisioner.imaging.foreign_root import last_written_at, read_text
 from provisioner.imaging.foreign_spdx import foreign_spdx
@@ -40,6 +39,7 @@ from provisioner.imaging.rootfs import RELEASE_FILE
 from provisioner.imaging.sandbox import SOURCE, TARGET, Limits, run_in_sandbox
 from provisioner.imaging.scratch import scratch_folder, told_when_full
 from provisioner.imaging.tools import ToolFailed
+from provisioner.own_identity import own_version
 
 FORMATS: Final = ("raw", "qcow2")
 CONVERT_LIMIT: Final = timedelta(minutes=30)

@@ -9,7 +9,7 @@ from provisioner.core.contracts import Tx
 from provisioner.core.fleet import GROUP_LABEL, NOTHING_SELECTED, Fleet, Group, Load, Queued, Rules
 from provisioner.core.guard import Facts, why_breaker_opens, why_waits
 from provisioner.core.model import Event, Host, Operation
-from provisioner.core.own_host import OwnHost, known_uuid
+from provisioner.core.own_host import OwnHost, ServiceHosts, known_uuid
 
 # Unknown machines come on their own; a rack of them must not hold up those that somebody
 # asked for. They have a limit of their own.
@@ -59,6 +59,10 @@ class GuardFacts:
         self.own = own or OwnHost()
         self.rules = rules or Rules()
 
+    def service_hosts(self, tx: Tx) -> ServiceHosts:
+        """Return the hosts that no operation touches, since a service runs on them."""
+        return ServiceHosts(self.own, tuple(tx.services()))
+
     def of(self, tx: Tx, operation: Operation, host: Host) -> Facts:
         """Return what the guard must know of one operation."""
         row = tx.release(operation.release or "")
@@ -66,7 +70,7 @@ class GuardFacts:
         same = tx.hosts_with_uuid(uuid) if uuid else ()
         return Facts(
             selection=tx.selection(str(operation.pins.get("request"))) or NOTHING_SELECTED,
-            own=self.own,
+            own=self.service_hosts(tx),
             release_is_revoked=row is not None and row.revoked_at is not None,
             twins=tuple(other.name for other in same if other.id != host.id),
             breaker=tx.breaker().why_open,

@@ -18,7 +18,7 @@ from provisioner.core.model import (
     WeakLogin,
     new_host,
 )
-from provisioner.core.own_host import OwnHost, known_uuid
+from provisioner.core.own_host import OwnHost, ServiceHosts, known_uuid
 from provisioner.errors import Conflict, RequestError
 
 from .chance import new_host_id
@@ -108,12 +108,15 @@ class Hosts:
             return host_named(tx, name)
 
     def own(self, own: OwnHost) -> dict[str, str]:
-        """Return by name why a host is the service's own, of all that are."""
+        """Return by name why a host is a service's own, of all that are."""
         with self._store.read() as tx:
-            found = [host for mac in sorted(own.macs) for host in tx.hosts_with_mac(mac)]
-            found += tx.hosts_with_uuid(known_uuid(own.uuid) or "")
-            found += [host for name in sorted(own.names) if (host := tx.host_named(name))]
-        return {host.name: why for host in found if (why := own.why(host)) is not None}
+            services = ServiceHosts(own, tuple(tx.services()))
+            found: list[Host] = []
+            for one in (own, *(service.found for service in services.known)):
+                found += [host for mac in sorted(one.macs) for host in tx.hosts_with_mac(mac)]
+                found += tx.hosts_with_uuid(known_uuid(one.uuid) or "")
+                found += [host for name in sorted(one.names) if (host := tx.host_named(name))]
+        return {host.name: why for host in found if (why := services.why(host)) is not None}
 
     def delete(self, name: str, *, actor: str) -> None:
         """Stop managing a host. Its disk is left as it is. Raises Conflict while it is

@@ -84,8 +84,9 @@ class Operations:
             made = []
             found = [host_named(tx, name) for name in hosts]
             selected = select_hosts(tx, found, actor=actor, now=self._clock())
+            own = self._transitions.guard.service_hosts(tx)
             for host in found:
-                check_may_deploy(tx, host, row, self._transitions.guard.own)
+                check_may_deploy(tx, host, row, own)
                 profile = profile_of(tx, host)
                 check_renders_for(host, profile)
                 check_can_be_proven(host, profile, self._transitions.limits)
@@ -129,9 +130,10 @@ class Operations:
             made = []
             found = {name: host_named(tx, name) for name in wanted}
             selected = select_hosts(tx, list(found.values()), actor=actor, now=self._clock())
+            own = self._transitions.guard.service_hosts(tx)
             for name, digest in wanted.items():
                 host = found[name]
-                check_may_disturb(tx, host, "verified", self._transitions.guard.own)
+                check_may_disturb(tx, host, "verified", own)
                 # The rule of its profile says which disk is meant.
                 profile = profile_of(tx, host)
                 pins = {
@@ -149,7 +151,7 @@ class Operations:
         ramdisk = self._newest_ramdisk()
         with self._store.begin() as tx:
             found = host_named(tx, host)
-            check_may_disturb(tx, found, "inspected", self._transitions.guard.own)
+            check_may_disturb(tx, found, "inspected", self._transitions.guard.service_hosts(tx))
             pins = select_hosts(tx, [found], actor=actor, now=self._clock())
             pins["ramdisk"] = ramdisk
             operation = self._new(found, Kind.INSPECTION, None, pins, {}, actor)

@@ -7,7 +7,7 @@ from provisioner.core.contracts import Tx
 from provisioner.core.lifecycle import Limits
 from provisioner.core.manifest import boots_on
 from provisioner.core.model import Host, Json, Phase, Profile, ReleaseRow
-from provisioner.core.own_host import OwnHost
+from provisioner.core.own_host import ServiceHosts
 from provisioner.core.profile import health_of
 from provisioner.core.recovery import ATTEMPTS_LIMIT
 from provisioner.errors import Conflict, RequestError
@@ -53,8 +53,8 @@ def check_options(options: Json) -> None:
         )
 
 
-def check_may_deploy(tx: Tx, host: Host, release: ReleaseRow, own: OwnHost) -> None:
-    """Raise Conflict for a host that is flagged, busy, the service's own, or that the release
+def check_may_deploy(tx: Tx, host: Host, release: ReleaseRow, own: ServiceHosts) -> None:
+    """Raise Conflict for a host that is flagged, busy, a service's own, or that the release
     does not boot on."""
     own.check(host)
     if (reason := host.why_not_rebuilt) is not None:
@@ -75,8 +75,8 @@ def check_may_deploy(tx: Tx, host: Host, release: ReleaseRow, own: OwnHost) -> N
         )
 
 
-def check_may_disturb(tx: Tx, host: Host, done: str, own: OwnHost) -> None:
-    """Raise Conflict for a host that is busy, the service's own, or that nothing may be
+def check_may_disturb(tx: Tx, host: Host, done: str, own: ServiceHosts) -> None:
+    """Raise Conflict for a host that is busy, a service's own, or that nothing may be
     `done` to now."""
     own.check(host)
     _check_idle(tx, host)

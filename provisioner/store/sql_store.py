@@ -19,6 +19,7 @@ from .sql_permissions import PermissionQueries
 from .sql_profiles import ProfileQueries
 from .sql_records import EffectQueue, RecordQueries
 from .sql_releases import ReleaseQueries
+from .sql_services import ServiceQueries
 from .sql_sightings import SightingQueries
 
 # PostgreSQL: the transaction lost a race or a deadlock, and would succeed when tried again.
@@ -36,6 +37,7 @@ class SqlTx(
     ReleaseQueries,
     ProfileQueries,
     RecordQueries,
+    ServiceQueries,
     SightingQueries,
 ):
     """One transaction: see `core.contracts.Tx`."""

@@ -362,6 +362,18 @@ events: Final = Table(
     sqlite_autoincrement=True,
 )
 
+services: Final = Table(
+    "services",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("uuid", String),
+    Column("serial", String),
+    Column("macs", JsonText, nullable=False),
+    Column("names", JsonText, nullable=False),
+    Column("version", String, nullable=False),
+    Column("started_at", Moment, nullable=False),
+)
+
 sightings: Final = Table(
     "sightings",
     metadata,

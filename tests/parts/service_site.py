@@ -45,6 +45,7 @@ from provisioner.service.ramdisks import Ramdisks
 from provisioner.service.reconciliation import Reconciliation
 from provisioner.service.recovery import Recovery
 from provisioner.service.releases import Releases
+from provisioner.service.services import Services
 from provisioner.service.sightings import HighWater, MarkFile, Sightings
 from provisioner.service.tokens import Tokens
 from provisioner.service.transitions import Transitions
@@ -120,6 +121,7 @@ class Site:
     agents: AgentSessions
     audit: Audit
     breakers: Breakers
+    services: Services
     tokens: Tokens
     transitions: Transitions
     performer: Performer
@@ -382,6 +384,7 @@ def running_site(
         agents=_agents(store, transitions, clock, derived, addresses),
         audit=Audit(store),
         breakers=Breakers(store, clock),
+        services=Services(store, clock),
         tokens=Tokens(store, clock),
         transitions=transitions,
         performer=performer,

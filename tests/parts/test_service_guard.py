@@ -1,9 +1,8 @@
-"""What the guard permits, seen from the use cases: who was selected, the service's own host,
-how much at once, and the breaker."""
+"""What the guard permits, seen from the use cases: who was selected, how much at once, and the
+breaker. (The services' own hosts: `test_own_hosts.py`.)"""
 
 import re
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -11,10 +10,8 @@ from provisioner.core.fleet import Floor
 from provisioner.core.guard import WriteRefused
 from provisioner.core.lifecycle import LIMIT, WAITING_LIMIT, E
 from provisioner.core.model import Json, Operation, Phase
-from provisioner.core.own_host import OwnHost, OwnHostRefused
 from provisioner.errors import Conflict, NotFound, RequestError
-from provisioner.own_identity import own_host
-from tests.parts.service_site import ACTOR, Agent, Site, inventory, mac, tamper
+from tests.parts.service_site import ACTOR, Agent, Site, inventory, tamper
 
 A_MINUTE = timedelta(minutes=1)
 
@@ -107,98 +104,6 @@ def test_nothing_starts_or_writes_without_the_guards_permit(site: Site, agent: A
     with pytest.raises(TypeError, match="without a WritePermit"), site.store.begin() as tx:
         site.transitions.apply(tx, operation.id, E.WRITE_PERMITTED, generation=1, actor=ACTOR)
     assert site.phase(operation) is Phase.PREPARING
-
-
-# --- the service's own host -------------------------------------------------------------------
-
-OWN = {
-    "named": OwnHost(names=frozenset({"r1n1"})),
-    "mac": OwnHost(macs=frozenset({mac(1), "02:00:00:00:00:99"})),
-    "uuid": OwnHost(uuid=inventory(1)["uuid"].upper()),
-    "serial": OwnHost(serial="sn-1"),
-}
-
-
-@pytest.mark.parametrize("own", OWN.values(), ids=OWN)
-def test_public_the_services_own_host_is_never_a_target(site: Site, own: OwnHost) -> None:
-    """A university reimaged its deployment server along with everything else."""
-    host = site.add_host(uuid=inventory(1)["uuid"] if own.uuid else None, serial="SN-1")
-    site.add_host(2)
-    (queued,) = request(site, "r1n1")  # from before the service moved there
-    guard = site.transitions.guard
-    guard.own = own
-    site.worker.start_queued()
-    assert site.phase(queued) is Phase.FAILED
-    assert "the service runs on it" in (site.at(queued).error or {})["message"]
-    for ask in (
-        lambda: request(site, "r1n2", "r1n1"),
-        lambda: request(site, host.id),
-        lambda: site.operations.request_verification(["r1n1"], "tiny@1", actor=ACTOR),
-        lambda: site.operations.request_inspection("r1n1", actor=ACTOR),
-    ):
-        with pytest.raises(OwnHostRefused) as caught:
-            ask()
-        assert caught.value.host == "r1n1"
-    assert site.operations.list("r1n2") == []
-    assert site.outbox.waiting == []
-
-
-def test_the_services_own_host_is_found_before_the_write_at_the_latest(
-    site: Site, agent: Agent
-) -> None:
-    agent.until(Phase.PREPARING)
-    site.transitions.guard.own = OwnHost(macs=frozenset({mac(1)}))
-    with pytest.raises(WriteRefused, match="the service runs on it"):
-        agent.authorise()
-
-
-@pytest.mark.parametrize("own", [*OWN.values()][:3], ids=[*OWN][:3])
-def test_the_doctor_can_name_the_services_own_host(site: Site, own: OwnHost) -> None:
-    site.add_host(1, uuid=inventory(1)["uuid"])
-    site.add_host(2)
-    assert list(site.hosts.own(own)) == ["r1n1"]
-    assert site.hosts.own(OwnHost()) == {}
-
-
-def test_a_serial_counts_only_where_no_uuid_contradicts_it(site: Site) -> None:
-    """Boards are shipped with equal serials, and more often so than with equal UUIDs."""
-    site.add_host(1, uuid=inventory(1)["uuid"], serial="123456789")
-    site.transitions.guard.own = OwnHost(uuid=inventory(2)["uuid"], serial="123456789")
-    request(site, "r1n1")
-
-
-@pytest.mark.parametrize("serial", ["", "To be filled by O.E.M.", "Default string", None])
-def test_a_machine_without_an_identity_is_not_taken_for_every_host(
-    site: Site, serial: str | None
-) -> None:
-    zeros = "00000000-0000-0000-0000-000000000000"
-    site.add_host(1, serial=serial or None)
-    tamper(site, f"UPDATE hosts SET uuid = '{zeros}'")
-    site.transitions.guard.own = OwnHost(uuid=zeros, serial=serial)
-    request(site, "r1n1")
-
-
-def test_this_machine_is_known_by_what_can_be_read_of_it(tmp_path: Path) -> None:
-    assert own_host(("r1n9",), tmp_path) == OwnHost(names=frozenset({"r1n9"}))
-    identity, net = tmp_path / "sys/class/dmi/id", tmp_path / "sys/class/net"
-    identity.mkdir(parents=True)
-    (identity / "product_uuid").write_text("4C4C4544-0042\n")
-    (identity / "product_serial").write_text("  CZ1\n")
-    for name, address, is_real in (
-        ("eno1", "aa:bb:cc:00:00:01", True),
-        ("eno2", "AA:BB:CC:00:00:01", True),  # as its bond's
-        ("macvtap0", "52:54:00:77:00:01", False),  # a guest's MAC
-        ("lo", "00:00:00:00:00:00", False),
-    ):
-        (net / name).mkdir(parents=True)
-        (net / name / "address").write_text(f"{address}\n")
-        if is_real:
-            (net / name / "device").mkdir()
-    (net / "eno2" / "bonding_slave").mkdir()
-    (net / "eno2" / "bonding_slave" / "perm_hwaddr").write_text("aa:bb:cc:00:00:02\n")
-    found = own_host((), tmp_path)
-    assert (found.uuid, found.serial) == ("4C4C4544-0042", "CZ1")
-    assert found.macs == {"aa:bb:cc:00:00:01", "aa:bb:cc:00:00:02"}
 
 
 # --- typed ids, blank fields --------------------------------------------------------------------

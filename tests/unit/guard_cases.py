@@ -31,7 +31,7 @@ from provisioner.core.model import (
     OperationId,
     Phase,
 )
-from provisioner.core.own_host import OwnHost
+from provisioner.core.own_host import OwnHost, ServiceHosts
 from tests.unit.examples import DISK, GENERATION, HOST, NOW, OPERATION, RELEASE, operation_in
 
 Outcome = tuple[str, str]
@@ -39,7 +39,7 @@ PERMIT: Final = ("permit", "")
 
 SELECTION: Final = Selection("rq_1", (HOST.id, HostId("host_2")), OPERATION.requested_by, NOW)
 PINS: Final = {**OPERATION.pins, "request": SELECTION.request_id, "selection": SELECTION.digest}
-FACTS: Final = Facts(selection=SELECTION, own=OwnHost(), release_is_revoked=False)
+FACTS: Final = Facts(selection=SELECTION, own=ServiceHosts(), release_is_revoked=False)
 RULES: Final = Rules(
     in_flight_max=10,
     starts_per_minute_max=8,
@@ -209,7 +209,7 @@ NEVER: Final[Mapping[str, Mapping[str, Case]]] = {
         "revoked in between", replace(FACTS, release_is_revoked=True)
     ),
     "the service runs on it": _both(
-        "its own host", facts=replace(FACTS, own=OwnHost(macs=frozenset(HOST.macs)))
+        "its own host", facts=replace(FACTS, own=ServiceHosts(OwnHost(macs=frozenset(HOST.macs))))
     ),
     "another host has the same UUID": _both("a twin", facts=replace(FACTS, twins=("r1n8",))),
     "it is retired": _both("retired", state=HostState.RETIRED),

@@ -24,6 +24,7 @@ from provisioner.setting_types import Address
 from provisioner.settings import Settings
 from provisioner.web.threads import BOOT_THREADS
 
+from .registering import register
 from .supervisor import Part
 
 if TYPE_CHECKING:
@@ -99,8 +100,11 @@ def _bind(address: Address) -> socket.socket:
 
 
 def prepare(settings: Settings, failpoints: Failpoints | None = None) -> None:
-    """Bring the database up to date; in a child, so that no connection is inherited."""
-    wiring.prepare(settings, _reach(failpoints, "prepare"))
+    """Bring the database up to date, and tell it which host this is; in a child, so that no
+    connection is inherited."""
+    reach = _reach(failpoints, "prepare")
+    wiring.prepare(settings, reach)
+    register(settings, reach)
 
 
 def _reach(failpoints: Failpoints | None, part: str) -> Reach | None:

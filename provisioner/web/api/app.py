@@ -21,6 +21,7 @@ from .hosts import host_routes
 from .idempotency import install_idempotency
 from .metrics import install_metrics
 from .operations import operation_routes
+from .peers import peer_routes
 from .profiles import profile_routes
 from .reconciliation import install_notice, reconciliation_routes
 from .releases import release_routes
@@ -62,6 +63,7 @@ def create_app(services: ApiServices, *, stopping: threading.Event | None = None
         profile_routes(services),
         access_routes(services),
         breaker_routes(services),
+        peer_routes(services),
         reconciliation_routes(services),
     ):
         app.register_blueprint(routes, url_prefix=PREFIX)

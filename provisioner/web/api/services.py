@@ -23,6 +23,7 @@ from provisioner.service.operations import Operations
 from provisioner.service.profiles import Profiles
 from provisioner.service.reconciliation import Reconciliation
 from provisioner.service.releases import Releases
+from provisioner.service.services import Services
 from provisioner.service.tokens import Tokens
 from provisioner.service.why import Answer, Why
 
@@ -52,6 +53,8 @@ class ApiServices(Protocol):
     def audit(self) -> Audit: ...
     @property
     def breakers(self) -> Breakers: ...
+    @property
+    def services(self) -> Services: ...
     @property
     def reconciliation(self) -> Reconciliation: ...
     @property

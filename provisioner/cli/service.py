@@ -1,5 +1,6 @@
 """`provisioner service`: the services on one database, whose hosts are never targets."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -7,12 +8,13 @@ import click
 from .connection import connected
 from .lazy import SuggestingGroup
 from .output import output_option, show
+from .site import ACTOR, config_option, opened
 
 if TYPE_CHECKING:
     from provisioner.client import Client
 
 COLUMNS = ["name", "version", "started_at", "uuid"]
-WIDE = ["serial", "macs", "own_hosts"]
+WIDE = ["serial", "macs", "own_hosts", "key_id"]
 
 
 @click.group(cls=SuggestingGroup)
@@ -30,8 +32,13 @@ def list_(client: "Client", output: str) -> None:
 
 @service.command("forget")
 @click.argument("name")
-@connected
-def forget(client: "Client", name: str) -> None:
-    """Forget a service that has moved to another host, so that its old one may be rebuilt."""
-    client.forget_service(name)
-    click.echo(f"service {name} is forgotten; while it runs, it is known again when it restarts")
+@config_option
+def forget(name: str, config: Path | None) -> None:
+    """Forget a service that is gone or has moved: its old host may be rebuilt then.
+
+    It works on the database itself, so that it helps where no service starts any more. One that
+    still runs is known again when it is started the next time.
+    """
+    with opened(config) as site:
+        site.service.services.forget(name, actor=ACTOR)
+    click.echo(f"service {name} is forgotten")

@@ -299,9 +299,6 @@ class Client:
         found: list[Json] = self._get("/services")["services"]
         return found
 
-    def forget_service(self, name: str) -> None:
-        self._change("DELETE", f"/services/{_part(name)}")
-
     # audit and tokens
 
     def audit(self, *, after: int | None = None, limit: int = 200) -> list[Json]:

@@ -73,11 +73,13 @@ class OwnHost:
 @dataclass(frozen=True)
 class ServiceHost:
     """What a service on this database has found of the host that it runs on, when it started
-    last. `name` is the service's among all that have ever started."""
+    last. `name` is the service's among all that have ever started, `key_id` tells its master
+    key from others and nothing about it."""
 
     name: str
     found: OwnHost
     version: str
+    key_id: str
     started_at: datetime
 
 

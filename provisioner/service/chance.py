@@ -77,6 +77,11 @@ class Derived:
     def __init__(self, master_key: bytes) -> None:
         self._key = hmac.digest(master_key, b"provisioner derived secrets", "sha256")
 
+    @property
+    def key_id(self) -> str:
+        """Return what tells this master key from others, and nothing about it."""
+        return hmac.digest(self._key, b"key id", "sha256")[:8].hex()
+
     def _derive(self, purpose: str, operation_id: OperationId, generation: int) -> str:
         text = f"{purpose}:{operation_id}:{generation}".encode()
         mac = hmac.digest(self._key, text, "sha256")

@@ -4,12 +4,12 @@ Each makes itself known when it starts, so that no other one rebuilds or restart
 is not forgotten when it stops: a host that is down for repair is no less the service's own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from provisioner.core.contracts import Clock, Store
 from provisioner.core.own_host import OwnHost, ServiceHost
-from provisioner.errors import NotFound
+from provisioner.errors import ConfigError, NotFound
 
 
 class Services:
@@ -19,15 +19,21 @@ class Services:
         self._store = store
         self._clock = clock
 
-    def register(self, name: str, found: OwnHost, version: str) -> None:
+    def register(self, name: str, found: OwnHost, version: str, key_id: str) -> None:
         """Save what a service that starts has found of its host, in place of what it said
-        before. Nothing is saved where there is nothing to know the host by."""
-        if found.is_unknown:
-            return
+        before. Nothing is saved where there is nothing to know the host by.
+
+        Raises ConfigError for another master key than that of the other services: what these
+        have sealed would not open, and their operations would be ended for that.
+        """
         now = self._clock()
-        service = ServiceHost(name, found, version, now)
+        service = ServiceHost(name, found, version, key_id, now)
         with self._store.begin() as tx:
-            before = next((one for one in tx.services() if one.name == name), None)
+            known = {one.name: one for one in tx.services()}
+            before = known.pop(name, None)
+            _check_key(service, known.values())
+            if found.is_unknown:
+                return
             tx.save_service(service)
             if before is None or replace(before, started_at=now) != service:
                 detail = {
@@ -51,3 +57,15 @@ class Services:
                 known = [one.name for one in tx.services()]
                 raise NotFound(f"there is no service {name}", expected=known, found=name)
             tx.audit(self._clock(), actor, "service.forgotten", name, {})
+
+
+def _check_key(service: ServiceHost, others: Iterable[ServiceHost]) -> None:
+    strangers = sorted(one.name for one in others if one.key_id != service.key_id)
+    if strangers:
+        raise ConfigError(
+            "another service on this database has another master key",
+            expected="the keys folder of the first service, copied to every other one",
+            found=strangers,
+            hint="copy it; or, when that service is gone for good: "
+            f"provisioner service forget {strangers[0]}",
+        )

@@ -56,6 +56,9 @@ class HostQueries(Queries):
     def add_host(self, host: Host) -> None:
         taken = Conflict(f"there is a host named {host.name} already", host=host.name)
         with self._connection.begin_nested():
+            if self._one(select(hosts.c.id).where(hosts.c.name == host.name)) is not None:
+                raise taken
+            self._check_bmc(host)
             self._add(hosts, host_row(host, self._sealing), taken)
             for mac in host.macs:
                 self._add_nic(host, mac)
@@ -71,15 +74,17 @@ class HostQueries(Queries):
             raise
 
     def save_host(self, host: Host) -> None:
-        """Save every field. Raises Conflict, with nothing changed, on a used name or MAC."""
-        saved = self._one(select(hosts.c.name, hosts.c.macs).where(hosts.c.id == host.id))
+        """Save every field. Raises Conflict, with nothing changed, on a used name, MAC or BMC."""
+        unique = (hosts.c.name, hosts.c.macs, hosts.c.bmc_address, hosts.c.bmc_port)
+        saved = self._one(select(*unique).where(hosts.c.id == host.id))
         if saved is None:
             raise NotFound(f"there is no host with the id {host.id}")
         row = host_row(host, self._sealing)
-        if saved == {"name": host.name, "macs": list(host.macs)}:
+        if saved == {column.name: row[column.name] for column in unique}:
             self._save(hosts, row)
             return
         with self._connection.begin_nested():
+            self._check_bmc(host)
             self._save(hosts, row, Conflict(f"there is another host named {host.name}"))
             self._change_nics(host, saved["macs"])
 
@@ -89,6 +94,21 @@ class HostQueries(Queries):
         for mac in host.macs:
             if mac not in before:
                 self._add_nic(host, mac)
+
+    def _check_bmc(self, host: Host) -> None:
+        """Raise Conflict for a BMC that is another host's."""
+        if host.bmc is None:
+            return
+        same = (hosts.c.bmc_address == host.bmc.address, hosts.c.bmc_port == host.bmc.port)
+        other = self._one(select(hosts.c.name).where(*same, hosts.c.id != host.id))
+        if other is not None:
+            raise Conflict(
+                f"the BMC {host.bmc.address} is that of {other['name']}",
+                host=host.name,
+                expected="a BMC of its own",
+                found=f"{host.bmc.address}:{host.bmc.port}",
+                hint=f"what is done to {host.name} would be done to {other['name']}: correct one",
+            )
 
     def delete_host(self, host_id: HostId) -> None:
         """Delete the host with everything that hangs on it; the audit log keeps its past."""

@@ -23,6 +23,7 @@ class ServiceQueries(Queries):
             "macs": sorted(found.macs),
             "names": sorted(found.names),
             "version": service.version,
+            "key_id": service.key_id,
             "started_at": service.started_at,
         }
         self._put(services, row)
@@ -36,4 +37,4 @@ class ServiceQueries(Queries):
 
 def _service_of(row: Row) -> ServiceHost:
     found = OwnHost(row["uuid"], row["serial"], frozenset(row["macs"]), frozenset(row["names"]))
-    return ServiceHost(row["name"], found, row["version"], row["started_at"])
+    return ServiceHost(row["name"], found, row["version"], row["key_id"], row["started_at"])

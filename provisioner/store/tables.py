@@ -131,6 +131,8 @@ hosts: Final = Table(
         "(bmc_address IS NULL) = (bmc_password IS NULL)",
         name="bmc_has_password",
     ),
+    # A BMC switches one host: with two of them the one would be cut off for the other.
+    Index("uq_hosts_bmc", "bmc_address", "bmc_port", unique=True),
     # All that counting needs of a host, so that its inventory is not read past.
     Index("ix_hosts_of_group", "group_name", *_COUNTED),
     Index("ix_hosts_group_by_id", "id", "group_name", *_COUNTED),
@@ -371,6 +373,7 @@ services: Final = Table(
     Column("macs", JsonText, nullable=False),
     Column("names", JsonText, nullable=False),
     Column("version", String, nullable=False),
+    Column("key_id", String, nullable=False),
     Column("started_at", Moment, nullable=False),
 )
 

@@ -64,7 +64,7 @@ def queue_hosts(site: Site, release: str) -> None:
 
 
 def _spec(number: int) -> HostSpec:
-    bmc = BmcAddress("127.0.2.1", 623, "admin", Secret("not-a-bmc-of-anyone"))
+    bmc = BmcAddress(f"127.0.2.{number + 1}", 623, "admin", Secret("not-a-bmc-of-anyone"))
     return HostSpec(
         f"bench-{number}", (mac_of(number),), bmc=bmc, firmware=Firmware.BIOS, profile=PROFILE
     )

@@ -63,7 +63,12 @@ def a_host(name: str = "r1n1", **changes: Any) -> Host:
         uuid=None,
         serial="SN-1",
         profile="base",
-        bmc=BmcAddress("127.0.1.1", 623, "admin", Secret("bmc-password-in-clear")),
+        bmc=BmcAddress(
+            f"127.{1 + (number >> 16)}.{number >> 8 & 255}.{number & 255}",
+            623,
+            "admin",
+            Secret("bmc-password-in-clear"),
+        ),
         generation=0,
         release=None,
         last_good=None,

@@ -416,6 +416,28 @@ def test_everything_of_a_failed_transaction_is_gone(store: Store) -> None:
         assert not tx.events()
 
 
+def test_a_bmc_is_one_hosts_only(store: Store) -> None:
+    """What is done to the one would be done to the other."""
+    first, second = a_host(), a_host("r1n2")
+    with store.begin() as tx:
+        tx.add_host(first)
+    twin = replace(second, bmc=first.bmc)
+    with store.begin() as tx:
+        with pytest.raises(Conflict, match="is that of r1n1"):
+            tx.add_host(twin)
+        tx.add_host(second)
+        with pytest.raises(Conflict, match="is that of r1n1") as refused:
+            tx.save_host(twin)
+        assert refused.value.host == "r1n2"
+    other_port = replace(first.bmc, port=624) if first.bmc else None
+    with store.begin() as tx:
+        tx.save_host(replace(second, bmc=other_port))
+        tx.save_host(replace(second, bmc=None))
+        tx.add_host(a_host("r1n3", bmc=None))
+    with store.read() as tx:
+        assert tx.host(first.id) == first
+
+
 def test_a_reading_transaction_cannot_write(store: Store) -> None:
     with store.read() as tx, pytest.raises(RuntimeError, match="cannot write"):
         tx.add_host(a_host())

@@ -4,19 +4,19 @@ from datetime import datetime
 from typing import Any
 
 from apiflask import APIBlueprint
-from flask import Response
 from pydantic import BaseModel
 
 from provisioner.core.own_host import ServiceHost
 
-from .auth import Verb, actor, needs
+from .auth import Verb, needs
 from .services import ApiServices
 
 Shown = dict[str, Any]
 
 
 class ServiceHostOut(BaseModel):
-    """A service, and what it found of the host that it runs on when it started last."""
+    """A service, and what it found of the host that it runs on when it started last. `key_id`
+    tells its master key from others."""
 
     name: str
     uuid: str | None
@@ -24,6 +24,7 @@ class ServiceHostOut(BaseModel):
     macs: list[str]
     own_hosts: list[str]
     version: str
+    key_id: str
     started_at: datetime
 
 
@@ -43,14 +44,6 @@ def peer_routes(services: ApiServices) -> APIBlueprint:
         """List the services that have started on this database, with the hosts they run on."""
         return {"services": [_shown(one) for one in peers.list()]}
 
-    @api.delete("/services/<name>")
-    @api.output({}, status_code=204)
-    @needs(Verb.ADMINISTER)
-    def forget_service(name: str) -> Response:
-        """Forget a service that has moved, so that its host may be rebuilt."""
-        peers.forget(name, actor=actor())
-        return Response(status=204)
-
     return api
 
 
@@ -63,5 +56,6 @@ def _shown(service: ServiceHost) -> Shown:
         "macs": sorted(found.macs),
         "own_hosts": sorted(found.names),
         "version": service.version,
+        "key_id": service.key_id,
         "started_at": service.started_at,
     }

@@ -16,6 +16,8 @@ from provisioner import wiring
 from provisioner.core.model import ReleaseTest
 from provisioner.imaging.blobs import FileBlobs
 from provisioner.imaging.chunks import chunk_name
+from provisioner.imaging.ramdisk import DEFAULT_KERNEL
+from provisioner.imaging.recipe import find_recipe, load_recipe
 from provisioner.lab import Lab
 from provisioner.lab.site import Site, cache_directory
 from provisioner.settings import load
@@ -84,6 +86,20 @@ def test_a_healthy_release_passes_and_that_is_kept(home: Site) -> None:
     (kept,) = results(home, release.name)
     assert (kept.is_healthy, kept.firmware, kept.profile) == (True, ("bios",), "lab")
     assert kept.detail["hosts"]["bios"]["checks"]
+    assert nothing_left(home)
+
+
+def test_the_image_for_hardware_is_healthy_on_every_firmware(home: Site) -> None:
+    """As it is shipped, with the kernel and the drivers for servers; other tests take the kernel
+    for virtual hosts, which starts faster."""
+    recipe = load_recipe(find_recipe("debian-12"))
+    assert recipe.kernel == DEFAULT_KERNEL
+    release = home.publish("1", recipe=recipe)
+    with trying(home, release.name) as process:
+        said, told = process.communicate(timeout=3 * TRIAL_LIMIT_S)
+    assert process.returncode == 0, said + told
+    (kept,) = results(home, release.name)
+    assert (kept.is_healthy, kept.firmware) == (True, ("bios", "uefi", "secure-boot"))
     assert nothing_left(home)
 
 

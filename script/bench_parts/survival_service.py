@@ -17,7 +17,8 @@ import provisioner
 from provisioner.client import Client
 from provisioner.settings import Settings
 from script.bench_parts import servers
-from tests.parts.served_lives import below, until
+from tests.parts.processes import below
+from tests.parts.served_lives import until
 
 START_LIMIT_S: Final = 60.0
 ROOT: Final = str(Path(provisioner.__file__).parents[1])

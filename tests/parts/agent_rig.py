@@ -52,7 +52,7 @@ class Rig:
     def answer_to_hello(self) -> tuple[dict[str, Any], ServiceClient]:
         (self.folder / "ca.pem").write_bytes(self.service.ca_pem)
         client = ServiceClient(Origin.parse(self.service.agent_url), str(self.folder / "ca.pem"))
-        return say_hello(client, self.service.ticket, {}, patience_s=5), client
+        return say_hello(client, self.service.ticket, {}, patience_s=60), client
 
     def carry_out(self) -> str:
         """Hello, then whatever the service says, with its report; return how the host ends."""

@@ -21,7 +21,7 @@ from tests.parts.test_imaging_archive import FACTS
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PART: Final = "image"
-LIMIT_S: Final = 30.0
+LIMIT_S: Final = 60.0
 
 
 @dataclass

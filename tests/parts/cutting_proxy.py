@@ -92,4 +92,4 @@ def cutting(target: tuple[str, int], cuts: Sequence[int]) -> Iterator[CuttingPro
         finally:
             over.set()
             for one in (thread, *carriers):
-                one.join(10)
+                one.join(60)

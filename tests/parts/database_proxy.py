@@ -69,17 +69,17 @@ class DatabaseProxy:
             carriers[-1].start()
         self.down()
         for carrier in carriers:
-            carrier.join(10)
+            carrier.join(60)
 
     def stop(self) -> None:
         self._over.set()
 
     def _carry(self, client: socket.socket) -> None:
         with client, socket.socket(socket.AF_UNIX) as server:
-            if self._is_down:
-                return
-            server.connect(self._target)
-            with self._lock:
+            with self._lock:  # or it would be open still when all that are have been ended
+                if self._is_down:
+                    return
+                server.connect(self._target)
                 self._open |= {client, server}
                 self._clients.add(client)
             back = threading.Thread(target=self._answers, args=(server, client))
@@ -141,4 +141,4 @@ def running_proxy(socket_dir: Path) -> Iterator[DatabaseProxy]:
             yield proxy
         finally:
             proxy.stop()
-            thread.join(30)
+            thread.join(90)

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Final
 
 from provisioner.core.model import BmcAddress, Secret
+from tests.parts.ports import free_ports
 
 USER: Final = "admin"
 PASSWORD: Final = "correct-horse-42"
-START_SECONDS: Final = 20.0
+START_SECONDS: Final = 60.0
 PORT_ATTEMPTS_MAX: Final = 5
 
 LAN: Final = """\
@@ -131,14 +132,8 @@ class IpmiSim:
         password_file.write_text(PASSWORD)
         command = ["ipmitool", "-I", "lanplus", "-C", "3", "-H", "127.0.0.1", "-p", str(self.port)]
         command += ["-U", USER, "-f", str(password_file), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         return done.stdout
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _answers(port: int, process: subprocess.Popen[bytes]) -> bool:
@@ -177,7 +172,7 @@ def _stop(sim: IpmiSim) -> None:
 
 @contextmanager
 def running_ipmi_sim(directory: Path) -> Iterator[IpmiSim]:
-    """Run one BMC, whose host is off, on a port of the operating system's choice."""
+    """Run one BMC, whose host is off, on a port that is free."""
     (directory / "state").mkdir(parents=True)
     (directory / "commands").write_text(COMMANDS)
     (directory / "power").write_text("0\n")
@@ -185,7 +180,7 @@ def running_ipmi_sim(directory: Path) -> Iterator[IpmiSim]:
     (directory / "chassis").write_text(CHASSIS.format(directory=directory))
     (directory / "chassis").chmod(0o755)
     for _ in range(PORT_ATTEMPTS_MAX):  # another process may take the port in between
-        sim = _start(directory, _free_port())
+        sim = _start(directory, *free_ports(1))
         if _answers(sim.port, sim.process):
             break
         _stop(sim)

@@ -21,7 +21,10 @@ from pathlib import Path
 from provisioner.netboot.dhcp import DhcpMode, NetbootConfig, dnsmasq_config
 
 ROOT = Path(__file__).resolve().parents[2]
-START_LIMIT_S = 20
+START_LIMIT_S = 60
+ASK_AGAIN_S = 1.0
+# How long another server may take for its offer, after the first one's.
+MORE_OFFERS_S = 0.5
 
 # The service's side of the network: our DHCP, with the answers to router solicitations. The
 # hosts with Secure Boot on are those whose MAC stands in a file.
@@ -136,7 +139,7 @@ class Running:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(10)
+        return self.process.wait(START_LIMIT_S)
 
 
 @contextmanager
@@ -148,7 +151,7 @@ def running(command: list[str], output: Path) -> Iterator[Running]:
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(START_LIMIT_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -194,13 +197,19 @@ BIOS, UEFI, UEFI_OLD = 0, 7, 9
 CLIENT_MAC = "52:54:00:77:00:99"
 
 
-def discover(namespace: Namespace, architecture: int, *, is_ipxe: bool = False) -> list[Offer]:
-    """Send DHCPDISCOVERs as a boot ROM does until there is an answer; return every offer.
+def discover(
+    namespace: Namespace, architecture: int, *, is_ipxe: bool = False, mac: str = CLIENT_MAC
+) -> list[Offer]:
+    """Send DHCPDISCOVERs as a boot ROM does until there is an answer; return every offer to
+    the one that was answered.
 
     Asks again each second while nothing answers, and waits half a second for more offers.
     """
-    command = namespace.python(_CLIENT_PROGRAM, str(architecture), "ipxe" if is_ipxe else "")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    kind = "ipxe" if is_ipxe else ""
+    command = namespace.python(_CLIENT_PROGRAM, str(architecture), kind, mac)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=2 * START_LIMIT_S, check=True
+    )
     return [_offer(json.loads(line)) for line in done.stdout.splitlines()]
 
 
@@ -208,7 +217,9 @@ def ask_proxy(namespace: Namespace, architecture: int) -> str:
     """Return the file that the proxy at 10.77.0.1 names when a UEFI asks it for one, on the
     port that is its own for that (PXE 2.1, 2.2.3)."""
     command = namespace.python(_PROXY_PROGRAM, str(architecture))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=2 * START_LIMIT_S, check=True
+    )
     return done.stdout.strip()
 
 
@@ -218,7 +229,7 @@ from tests.parts.netboot_network import packet_of
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 sock.bind(("10.77.0.2", 68))
-sock.settimeout(10)
+sock.settimeout(60)
 sock.sendto(packet_of(int(sys.argv[1]), kind=3, own="10.77.0.2"), ("10.77.0.1", 4011))
 print(sock.recv(2048)[108:236].split(b"\\0")[0].decode())
 """
@@ -226,48 +237,61 @@ print(sock.recv(2048)[108:236].split(b"\\0")[0].decode())
 _CLIENT_PROGRAM = """
 import sys
 from tests.parts.netboot_network import dhcp_client
-dhcp_client(int(sys.argv[1]), sys.argv[2] == "ipxe")
+dhcp_client(int(sys.argv[1]), sys.argv[2] == "ipxe", sys.argv[3])
 """
 
 
-def dhcp_client(architecture: int, is_ipxe: bool) -> None:
-    """Runs inside a namespace: prints one line of JSON per offer."""
+def dhcp_client(architecture: int, is_ipxe: bool, mac: str) -> None:
+    """Runs inside a namespace: prints one line of JSON per offer.
+
+    Each question has a number of its own. A server that stood still for a while answers them
+    all, and what it says to the next one is no second offer.
+    """
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
     sock.bind(("", 68))
+    sent_at: dict[int, float] = {}
+    first, answered = os.getpid() << 8, None
     deadline = time.monotonic() + START_LIMIT_S
-    while time.monotonic() < deadline:
-        sent_at = time.monotonic()
-        packet = packet_of(architecture, is_ipxe=is_ipxe)
+    while answered is None and time.monotonic() < deadline:
+        number = first + len(sent_at)
+        sent_at[number] = time.monotonic()
+        packet = packet_of(architecture, is_ipxe=is_ipxe, mac=mac, number=number)
         sock.sendto(packet, ("255.255.255.255", 67))
-        wait_s, heard = 1.0, False
-        while select.select([sock], [], [], wait_s)[0]:
+        while select.select([sock], [], [], ASK_AGAIN_S if answered is None else MORE_OFFERS_S)[0]:
             packet, server = sock.recvfrom(2048)
-            wait_s, heard = 0.5, True
+            (number,) = struct.unpack_from("!I", packet, 4)
+            if answered is None and number in sent_at:
+                answered = number
+            if number != answered:
+                continue
             line = {
                 "server": server[0],
                 "packet": packet.hex(),
-                "after": time.monotonic() - sent_at,
+                "after": time.monotonic() - sent_at[number],
             }
             sys.stdout.write(json.dumps(line) + "\n")
-        if heard:
-            return
 
 
 def packet_of(
-    architecture: int, *, kind: int = 1, own: str = "0.0.0.0", is_ipxe: bool = False
+    architecture: int,
+    *,
+    kind: int = 1,
+    own: str = "0.0.0.0",
+    is_ipxe: bool = False,
+    mac: str = CLIENT_MAC,
+    number: int = 0x77777777,
 ) -> bytes:
     """Return a DHCPDISCOVER, or another kind, that asks for a broadcast answer (RFC 2131,
-    RFC 4578). `own` is the address that the client has already."""
-    mac = bytes.fromhex(CLIENT_MAC.replace(":", ""))
-    head = struct.pack("!BBBBIHH", 1, 1, 6, 0, 0x77777777, 0, 0x8000)
+    RFC 4578). `own` is the address that the client has already, `number` its transaction."""
+    head = struct.pack("!BBBBIHH", 1, 1, 6, 0, number, 0, 0x8000)
     fixed = (
         head
         + socket.inet_aton(own)
         + bytes(12)
-        + mac.ljust(16, b"\0")
+        + bytes.fromhex(mac.replace(":", "")).ljust(16, b"\0")
         + bytes(192)
         + b"\x63\x82\x53\x63"
     )

@@ -79,7 +79,7 @@ def running_postgres() -> Iterator[Postgres]:
         try:
             yield postgres
         finally:
-            postgres.server.terminate()
+            postgres.server.send_signal(signal.SIGINT)  # it waits for no session
             postgres.server.wait(START_LIMIT_S)
     finally:
         shutil.rmtree(directory, ignore_errors=True)

@@ -2,10 +2,15 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 
-def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+LIMIT_S: Final = 60.0
+
+
+def until(holds: Callable[[], bool], seconds: float = LIMIT_S) -> None:
     """Return as soon as it holds; fail when it does not come to hold in time."""
     ends_at = time.monotonic() + seconds
     while not holds():
@@ -15,14 +20,28 @@ def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
 
 def children(pid: int) -> list[int]:
     listed: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        listed += [int(child) for child in task.read_text().split()]
+    with suppress(OSError):  # it has just ended
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):  # one of its threads has
+                listed += [int(child) for child in (task / "children").read_text().split()]
     return listed
+
+
+def below(pid: int) -> dict[int, str]:
+    """Return every process below `pid`, with its name."""
+    found: dict[int, str] = {}
+    waiting = [pid]
+    while waiting:
+        for child in children(waiting.pop()):
+            with suppress(OSError):
+                found[child] = Path(f"/proc/{child}/comm").read_text().strip()
+                waiting.append(child)
+    return found
 
 
 def is_gone(pid: int) -> bool:
     """Return whether a process has ended; whether its parent has noticed does not count."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
+    except OSError:
         return True

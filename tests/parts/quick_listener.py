@@ -17,7 +17,7 @@ from tests.parts.release_store import files_app
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 THREADS: Final = 4
-LIMIT_S: Final = 30.0
+LIMIT_S: Final = 60.0
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from tests.parts.served_lives import HOST, Lives, enrol, install, lives
 from tests.parts.simulated_host import SimulatedHost
 from tests.parts.test_imaging_archive import FACTS
 
-RUN_LIMIT_S: Final = 45.0
+RUN_LIMIT_S: Final = 120.0
 # What the BMC does to a host that is on: off, and into the network, each of them once.
 INTO_NETWORK: Final = ["off", "on pxe"]
 

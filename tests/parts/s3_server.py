@@ -12,16 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-READY_LIMIT_S: Final = 30.0
+from tests.parts.ports import free_ports
+
+READY_LIMIT_S: Final = 60.0
 
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[str]:
     """Yield the endpoint of a running server with no buckets."""
     program = Path(sys.prefix) / "s3-server" / "bin" / "moto_server"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     with (folder / "s3-server.log").open("wb") as log:
         server = subprocess.Popen(
             [program, "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log
@@ -39,7 +39,7 @@ def wait_until_open(port: int, log: Path) -> None:
     deadline = time.monotonic() + READY_LIMIT_S
     while True:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            socket.create_connection(("127.0.0.1", port), timeout=10).close()
             return
         except OSError:
             assert time.monotonic() < deadline, log.read_text()[-2000:]
@@ -49,5 +49,5 @@ def wait_until_open(port: int, log: Path) -> None:
 def make_bucket(endpoint: str, name: str) -> None:
     """Make an empty bucket. (The server takes any credentials for it.)"""
     request = urllib.request.Request(f"{endpoint}/{name}", method="PUT")
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         assert answer.status == 200

@@ -37,12 +37,13 @@ from provisioner.failpoints import (
 from provisioner.setting_types import Address
 from provisioner.settings import Settings, load
 from provisioner.setup import Plan, initialise
+from tests.parts.ports import free_ports
+from tests.parts.processes import below, is_gone
 from tests.parts.service_site import RAMDISK, mac
-from tests.parts.test_cli_serve import free_ports
 from tests.parts.test_imaging_archive import FACTS, make_disk
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-LIMIT_S: Final = 60.0
+LIMIT_S: Final = 120.0
 HOST: Final = "r1n1"
 PROFILE: Final = {
     "cloud_config": {"hostname": "${host.name}"},
@@ -70,7 +71,7 @@ def install(
     s3_credentials: str = "",
 ) -> Settings:
     """Make an installation with one release, `tiny@1`, one ramdisk, and the profile `web`."""
-    api, boot, agent, tftp = map(int, free_ports(4))
+    api, boot, agent, tftp = free_ports(4)
     plan = Plan(
         api=Address("127.0.0.1", api),
         boot_port=boot,
@@ -198,19 +199,6 @@ class Lives:
         return []
 
 
-def below(pid: int) -> dict[int, str]:
-    """Return every process below `pid`, with its name."""
-    found: dict[int, str] = {}
-    waiting = [pid]
-    while waiting:
-        for task in Path(f"/proc/{waiting.pop()}/task").glob("*/children"):
-            with suppress(OSError):
-                for child in map(int, task.read_text().split()):
-                    found[child] = Path(f"/proc/{child}/comm").read_text().strip()
-                    waiting.append(child)
-    return found
-
-
 # Run in a mount namespace of its own: data_dir moves onto a file system that is soon full.
 ON_A_SMALL_DISK: Final = """\
 set -e
@@ -298,7 +286,7 @@ def main(config: str) -> None:
                 os.kill(life, signal.SIGKILL)
             os.waitpid(life, 0)
             life = 0
-            while [pid for pid in family if _is_alive(pid)]:
+            while [pid for pid in family if not is_gone(pid)]:
                 time.sleep(0.005)
         sys.stdout.write(f"{word}\n")
         sys.stdout.flush()
@@ -324,13 +312,6 @@ def _live(
 
 def _write(ready_end: int) -> None:
     os.write(ready_end, b"r")
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 if __name__ == "__main__":

@@ -71,8 +71,8 @@ class SimulatedHost:
     system: str = OLD
     said: list[str] = field(default_factory=list)
     # How long an agent that gave up waits before it restarts by itself. Longer than a worker
-    # takes to be started again: a real host takes as long to come up.
-    patience_s: float = 8.0
+    # takes to be started again, on a busy machine too: a real host takes as long to come up.
+    patience_s: float = 20.0
     # Called with each call of its agent before it is made, and with each that was answered.
     on_call: Callable[[str], None] = lambda _name: None
     on_answer: Callable[[str], None] = lambda _name: None
@@ -87,7 +87,7 @@ class SimulatedHost:
     def __post_init__(self) -> None:
         trust = ssl.create_default_context(cafile=str(self.settings.keys.agent_tls_pem))
         trust.check_hostname = False
-        self._http = httpx.Client(verify=trust, timeout=20, trust_env=False)
+        self._http = httpx.Client(verify=trust, timeout=60, trust_env=False)
         self._thread = threading.Thread(target=self._live, daemon=True)
 
     def install(self) -> None:
@@ -105,7 +105,7 @@ class SimulatedHost:
 
     def stop(self) -> None:
         self.end()
-        self._thread.join(20)
+        self._thread.join(60)
         self._http.close()
 
     def happened(self) -> list[str]:

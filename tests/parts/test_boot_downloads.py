@@ -24,8 +24,10 @@ from provisioner.service.why import Why
 from provisioner.settings import Settings
 from provisioner.setup import Plan, initialise
 from provisioner.web.downloads import TELL_S, TOLD_MAX, Downloads
+from tests.parts.ports import free_ports
+from tests.parts.processes import until
 from tests.parts.service_site import RAMDISK, mac
-from tests.parts.test_cli_serve import free_ports, serving
+from tests.parts.test_cli_serve import serving
 from tests.parts.test_network_lines import Ticking
 
 # Where the booting host, and somebody else, ask from.
@@ -134,7 +136,7 @@ def connected() -> Iterator[tuple[socket.socket, socket.socket]]:
 @contextmanager
 def a_listener(folder: Path, more: str = "") -> Iterator[Listener]:
     """A listener whose DHCP gave the host its address."""
-    _, boot, agent, tftp = map(int, free_ports(4))
+    boot, agent, tftp = free_ports(3)
     plan = Plan(
         interface="lo",
         dhcp="full",

@@ -22,8 +22,9 @@ CLIENT_IDS = (
 )
 
 _PROGRAM = """
-import json, select, socket, sys
+import itertools, json, select, socket, sys
 from tests.parts.netboot_network import packet_of
+numbers = itertools.count(1)
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 for option in (socket.SO_BROADCAST, socket.SO_REUSEADDR):
     sock.setsockopt(socket.SOL_SOCKET, option, 1)
@@ -34,11 +35,15 @@ def ask(kind, client, *more):
     options = [(61, bytes.fromhex(client))] if client else []
     options += more
     extra = b"".join(bytes([n, len(v)]) + v for n, v in options)
-    for _ in range(20):
-        sock.sendto(packet_of(0, kind=kind)[:-1] + extra + b"\\xff", ("255.255.255.255", 67))
-        if select.select([sock], [], [], 1.0)[0]:
+    for _ in range(60):
+        # A number of its own: what comes late is an answer to another question.
+        number = next(numbers)
+        question = packet_of(0, kind=kind, number=number)[:-1] + extra + b"\\xff"
+        sock.sendto(question, ("255.255.255.255", 67))
+        while select.select([sock], [], [], 1.0)[0]:
             packet = sock.recv(2048)
-            return packet[16:20], packet[packet.index(b"\\x36\\x04") + 2:][:4]
+            if packet[4:8] == number.to_bytes(4, "big"):
+                return packet[16:20], packet[packet.index(b"\\x36\\x04") + 2:][:4]
     raise SystemExit("nobody answers")
 
 for client in json.loads(sys.argv[1]):
@@ -51,7 +56,7 @@ for client in json.loads(sys.argv[1]):
 def addresses_given(net: Network) -> list[str]:
     """Return what a host gets that calls itself by one client id after the other."""
     command = net.site.python(_PROGRAM, json.dumps(CLIENT_IDS))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     return done.stdout.split()
 
 
@@ -82,7 +87,7 @@ def test_without_our_line_it_would_get_several() -> None:
             assert len(set(addresses_given(net))) > 1
         finally:
             dnsmasq.terminate()
-            dnsmasq.wait(10)
+            dnsmasq.wait(60)
 
 
 def test_a_lease_file_is_read_line_by_line_and_nothing_else(tmp_path: Path) -> None:
@@ -113,8 +118,8 @@ def test_reading_ten_thousand_leases_holds_nobody_up(tmp_path: Path) -> None:
         for n in range(10_000)
     ]
     file.write_text("".join(lines))
-    began = time.monotonic()
+    began = time.thread_time()  # on a busy machine others have their turn meanwhile
     found = leases_in(file)
     assert found is not None
     assert len(found) == 10_000
-    assert time.monotonic() - began < 1
+    assert time.thread_time() - began < 1

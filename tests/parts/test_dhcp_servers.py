@@ -10,7 +10,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -36,6 +36,7 @@ from .netboot_network import (
     Namespace,
     Network,
     Offer,
+    Running,
     ask_proxy,
     discover,
     network,
@@ -43,9 +44,12 @@ from .netboot_network import (
     running,
     site_dhcp,
 )
-from .processes import children, until
+from .processes import LIMIT_S, children, until
 
 NO_PXEDHCP = bytes([176, 1, 1])
+# A server that pings an address before it offers it takes a second at least.
+AT_ONCE_S = 0.9
+OTHER_MACS = [f"52:54:00:77:02:{number:02x}" for number in range(9)]
 
 
 @pytest.fixture
@@ -61,23 +65,37 @@ def check_boot_files(net: Network, uefi_file: str = "snponly.efi") -> None:
         (offer,) = discover(net.site, architecture)
         assert (offer.boot_file, offer.next_server) == (expected, "10.77.0.1")
         assert offer.address.startswith("10.77.0.1")
-        assert offer.after_s < 0.9, "a first offer waits for nobody"
+        assert came_at_once(net, offer), "a first offer waits for nobody"
     for architecture in (BIOS, UEFI):
         (offer,) = discover(net.site, architecture, is_ipxe=True)
         assert offer.boot_file == boot_script_url(net.config.boot_url)
         assert NO_PXEDHCP in offer.options[175], "iPXE would wait for a proxy's offer"
 
 
+def came_at_once(net: Network, offer: Offer) -> bool:
+    """Say whether it did, or another host's first one does: this machine may stand still for a
+    second now and then, a server that waits does so each time."""
+    macs = iter(OTHER_MACS)
+    while offer.after_s >= AT_ONCE_S:
+        if (mac := next(macs, None)) is None:
+            return False
+        (offer,) = discover(net.site, BIOS, mac=mac)
+    return True
+
+
 def test_full_mode_names_a_boot_file_for_each_firmware(net: Network) -> None:
     with our_dhcp(net, DhcpMode.FULL) as dhcp:
         check_boot_files(net)
-        kinds = {event["kind"] for event in dhcp.events()}
-        assert {"DISCOVER", "OFFER", "BOOTFILE"} <= kinds
-        asked = {event["client"] for event in dhcp.events() if event["kind"] == "DISCOVER"}
-        assert asked == {"firmware", "iPXE"}
-        assert {event["mac"] for event in dhcp.events()} == {CLIENT_MAC}
+        # What it tells is read from its log, and that comes after its answers.
+        until(lambda: {"DISCOVER", "OFFER", "BOOTFILE"} <= {one["kind"] for one in dhcp.events()})
+        until(lambda: asked(dhcp) == {"firmware", "iPXE"})
+        assert {event["mac"] for event in dhcp.events()} - {*OTHER_MACS} == {CLIENT_MAC}
         assert dhcp.stop() == 0
     assert not leftovers(net)
+
+
+def asked(dhcp: Running) -> set[str | None]:
+    return {event["client"] for event in dhcp.events() if event["kind"] == "DISCOVER"}
 
 
 def test_proxy_mode_adds_how_to_boot_to_another_servers_addresses(net: Network) -> None:
@@ -87,16 +105,16 @@ def test_proxy_mode_adds_how_to_boot_to_another_servers_addresses(net: Network) 
         assert ours.boot_file == boot_script_url(net.config.boot_url)
         assert ours.options[60] == b"PXEClient"
         for architecture in (BIOS, UEFI, UEFI_OLD):
-            offers = {offer.server: offer for offer in discover(net.site, architecture)}
+            offers = both_offers(net, architecture)
             assert offers["10.77.0.2"].address.startswith("10.77.0.5")
             assert offers["10.77.0.1"].address == "0.0.0.0"
             assert offers["10.77.0.1"].options[60] == b"PXEClient"
-        assert {event["kind"] for event in dhcp.events()} >= {"PXE"}
+        until(lambda: {event["kind"] for event in dhcp.events()} >= {"PXE"})
 
 
 def wait_for_file(net: Network, expected: str) -> None:
     """Return when our DHCP names the file to a UEFI."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + LIMIT_S
     while discover(net.site, UEFI)[0].boot_file != expected:
         assert time.monotonic() < deadline, f"{expected} is never named"
 
@@ -125,11 +143,16 @@ def test_a_proxy_gives_shim_to_a_host_with_secure_boot_only(
 
 
 def wait_for_proxy(net: Network) -> Offer:
-    deadline = time.monotonic() + 20
+    return both_offers(net, BIOS, is_ipxe=True)["10.77.0.1"]
+
+
+def both_offers(net: Network, architecture: int, *, is_ipxe: bool = False) -> dict[str, Offer]:
+    """Return the offers of the site's server and of ours, once both answer in time."""
+    deadline = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline:
-        offers = {o.server: o for o in discover(net.site, BIOS, is_ipxe=True)}
+        offers = {o.server: o for o in discover(net.site, architecture, is_ipxe=is_ipxe)}
         if {"10.77.0.1", "10.77.0.2"} <= offers.keys():
-            return offers["10.77.0.1"]
+            return offers
     raise AssertionError("the two servers never both answered")
 
 
@@ -148,7 +171,7 @@ def leftovers(net: Network) -> list[int]:
 
 
 def wait_for_leftovers(net: Network, *, other_than: int = 0) -> int:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline:
         if found := [pid for pid in leftovers(net) if pid != other_than]:
             return found[0]
@@ -192,7 +215,11 @@ def test_it_is_told_when_there_is_a_dnsmasq(tmp_path: Path) -> None:
     dnsmasq, found = Dnsmasq(config, on_event=print), []
 
     def arguments() -> str:
-        return "".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in children(os.getpid()))
+        found = ""
+        for pid in children(os.getpid()):
+            with suppress(OSError):  # another one, that has just ended
+                found += Path(f"/proc/{pid}/cmdline").read_text()
+        return found
 
     def started() -> None:
         # A fresh process has no arguments yet, for a moment after its exec.
@@ -222,7 +249,7 @@ group = socket.inet_pton(socket.AF_INET6, "ff02::1") + struct.pack("@I", index)
 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
 sock.settimeout(0.5)
-for _ in range(40):  # the link's own address takes a second or two to become usable
+for _ in range(100):  # the link's own address takes a second or two to become usable
     try:
         sock.sendto(struct.pack("!BBHI", 133, 0, 0, 0), ("ff02::2", 0, 0, index))
         while True:
@@ -235,7 +262,7 @@ for _ in range(40):  # the link's own address takes a second or two to become us
 """
     with our_dhcp(net, DhcpMode.FULL):
         command = net.site.python(program)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     packet = bytes.fromhex(done.stdout.strip())
     _, _, _, _, flags, lifetime_s = struct.unpack_from("!BBHBBH", packet)
     assert (flags, lifetime_s, len(packet)) == (0, 0, 16)

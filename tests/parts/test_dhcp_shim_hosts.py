@@ -75,10 +75,10 @@ def test_a_disk_that_takes_nothing_is_tried_again(tmp_path: Path) -> None:
     time.sleep(0.1)
     assert thread.is_alive()
     file.parent.mkdir()
-    assert changes.acquire(timeout=10)
+    assert changes.acquire(timeout=60)
     assert file.read_text() == LINE
     stop.set()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     assert not changes.acquire(blocking=False), "told of it once"
 
@@ -91,7 +91,7 @@ def test_dnsmasq_is_told_of_each_change_until_the_end(tmp_path: Path) -> None:
     for macs in ([ONE], [ONE, TWO]):
         time.sleep(0.02)
         database.macs = macs
-        assert changes.acquire(timeout=10)
+        assert changes.acquire(timeout=60)
     stop.set()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()

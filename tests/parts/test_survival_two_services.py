@@ -13,8 +13,9 @@ import pytest
 from provisioner.store.durable import LEASE_LOST
 from tests.parts.ipmi import running_ipmi_sim
 from tests.parts.postgres import Postgres
+from tests.parts.processes import below
 from tests.parts.rack import INTO_NETWORK, RUN_LIMIT_S, Rack, patiently, request
-from tests.parts.served_lives import HOST, Lives, below, enrol, install, lives, sibling_of, until
+from tests.parts.served_lives import HOST, Lives, enrol, install, lives, sibling_of, until
 from tests.parts.simulated_host import SimulatedHost
 from tests.parts.test_imaging_archive import FACTS
 

@@ -25,7 +25,7 @@ class Served:
         self.events = events
         self.address = server.address
 
-    def wait_for_events(self, count: int, limit_s: float = 20.0) -> list[TftpEvent]:
+    def wait_for_events(self, count: int, limit_s: float = 60.0) -> list[TftpEvent]:
         """Return the events once there are `count`; whoever waits longer has found a bug."""
         deadline = time.monotonic() + limit_s
         while len(self.events) < count and time.monotonic() < deadline:
@@ -52,7 +52,7 @@ def serving(
         yield Served(server, events)
     finally:
         server.stop()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -90,7 +90,7 @@ class Client:
     def __init__(self, address: tuple[str, int], source: str = "127.0.0.1") -> None:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.bind((source, 0))
-        self.socket.settimeout(5)
+        self.socket.settimeout(60)
         self.address = address
         self.peer = address
 

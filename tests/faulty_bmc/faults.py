@@ -87,6 +87,9 @@ MANGLINGS: Final[Mapping[str, Mangling]] = {
     "after random bytes": lambda reply, _, chance: [chance.randbytes(40), reply],
 }
 
+# After these an answer comes all the same.
+HARMLESS: Final = frozenset({"twice", "after an older one", "after random bytes"})
+
 
 def always(_exchange: int, _age: float) -> bool:
     return True
@@ -130,6 +133,14 @@ class Faults:
     nobodys_password: str | None = None  # of a user with an empty name, if there is one
     taken_slots: int = 0  # by others, who forgot to log out, at its start
     password_changes_after: Command | None = None
+
+    @property
+    def always_answers(self) -> bool:
+        """Whether each packet that comes in is answered at once, and well."""
+        is_well_said = self.mangling in (None, *HARMLESS) and not self.short_answers
+        is_at_once = not (self.real_delay or self.real_command_delay)
+        leaves_out = self.not_answered or self.not_answered_login or self.answers is not always
+        return is_well_said and is_at_once and not leaves_out
 
 
 @dataclass(frozen=True)

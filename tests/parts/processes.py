@@ -6,7 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-
 LIMIT_S: Final = 60.0
 
 

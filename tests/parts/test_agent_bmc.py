@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from provisioner.agent import bmc
-from provisioner.agent.bmc import BmcQuestion, address_in, has_bmc, lan_address, smbios_types
+from provisioner.agent.bmc import (
+    ANSWER_LIMIT_S,
+    BmcQuestion,
+    address_in,
+    has_bmc,
+    lan_address,
+    smbios_types,
+)
+from tests.parts.busy_machine import in_one_of
 
 
 class Message(ctypes.Structure):
@@ -130,14 +138,17 @@ def test_smbios_or_acpi_says_that_there_is_a_bmc(tmp_path: Path) -> None:
 
 
 def test_a_host_without_a_bmc_is_not_waited_for(tmp_path: Path) -> None:
-    question = BmcQuestion(str(tmp_path))
-    began = time.monotonic()
-    question.start()
-    assert question.answer() is None
-    assert time.monotonic() - began < 1
+    def attempt() -> None:
+        question = BmcQuestion(str(tmp_path))
+        began = time.monotonic()
+        question.start()
+        assert question.answer() is None
+        assert time.monotonic() - began < ANSWER_LIMIT_S / 2
+
+    in_one_of(attempt)
 
 
 @pytest.mark.parametrize("device", ["no-such-device", "/dev/null"])
 def test_a_device_that_is_none_is_an_error_that_the_question_swallows(device: str) -> None:
     with pytest.raises(OSError):  # noqa: PT011 - which one is the kernel's choice
-        lan_address(device, time.monotonic() + 1)
+        lan_address(device, time.monotonic() + 60)

@@ -76,7 +76,7 @@ def fetched(
     release: Release,
     places: Sources,
     *,
-    patience_s: float = 5,
+    patience_s: float = 60,
     stop: threading.Event | None = None,
 ) -> Progress:
     """Fetch the chunks of the region at DATA_AT, and check each of its bytes."""
@@ -260,7 +260,7 @@ def test_a_chunk_that_nobody_has_is_said_to_be_missing(
     path = chunk_path(release.digest_at(DATA_AT))
     del service.files[path], mirror.files[path]
     with pytest.raises(ChunkUnavailable, match="answered 404"):
-        fetched(release, sources(release, service, mirror))
+        fetched(release, sources(release, service, mirror), patience_s=5)
 
 
 def test_patience_has_an_end(release: Release) -> None:
@@ -277,13 +277,12 @@ def slow(service: Service) -> None:
 def test_patience_ends_between_two_chunks(
     release: Release, service: Service, mirror: Service
 ) -> None:
-    """Each chunk comes in the end, but all of them one by one would take many times as long."""
+    """Each chunk comes in the end, but all of them one by one would take many times as long.
+    How often it asks says so: on a busy machine it asks less often."""
     service.files.clear()
     slow(mirror)
-    began = time.monotonic()
     with pytest.raises(ChunkUnavailable, match="could not fetch"):
         fetched(release, sources(release, service, mirror), patience_s=0.6)
-    assert time.monotonic() - began < 2
     assert len(mirror.fetched) <= 4
 
 

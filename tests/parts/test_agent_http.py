@@ -11,6 +11,7 @@ import pytest
 from provisioner.agent.boot_args import parse_boot_args
 from provisioner.agent.http import BodyCut, Connection, HttpBroken, Origin
 from provisioner.agent.problems import BootArguments
+from tests.parts.busy_machine import in_one_of
 
 
 @contextmanager
@@ -29,8 +30,8 @@ def saying(*answers: bytes) -> Iterator[tuple[Connection, list[bytes]]]:
         thread = threading.Thread(target=serve)
         thread.start()
         origin = Origin.parse(f"http://127.0.0.1:{server.getsockname()[1]}/prefix/")
-        yield Connection(origin, timeout_s=5), heard
-        thread.join(10)
+        yield Connection(origin, timeout_s=60), heard
+        thread.join(60)
 
 
 def test_an_answer_is_read_into_the_buffer() -> None:
@@ -71,11 +72,11 @@ def test_a_connection_that_the_server_closed_is_opened_again() -> None:
         for _ in range(2):
             assert connection.request("GET", "/", into=bytearray(10)) == (200, 1)
             # Wait for the server's end of the connection, as time would bring it.
-            assert connection.wait_until_readable(5)
+            assert connection.wait_until_readable(60)
     assert len(heard) == 2
 
 
-DRIBBLE_S = 6.0
+DRIBBLE_S = 120.0
 HEAD_OF_1000 = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
 
 
@@ -99,24 +100,34 @@ def dribbling(at_once: bytes) -> Iterator[Origin]:
             yield Origin.parse(f"http://127.0.0.1:{server.getsockname()[1]}")
         finally:
             over.set()
-            thread.join(10)
+            thread.join(60)
 
 
 @pytest.mark.parametrize("at_once", [b"HTTP/1.1 200 OK\r\nX: ", HEAD_OF_1000])
 def test_a_byte_now_and_then_does_not_hold_a_worker(at_once: bytes) -> None:
     """Each byte comes well within the timeout; the whole answer does not."""
     began = time.monotonic()
-    with dribbling(at_once) as origin, pytest.raises(OSError, match=r"too slowly|timed out"):
-        Connection(origin, timeout_s=0.4).request("GET", "/", into=bytearray(1000))
+    with dribbling(at_once) as origin:
+        too_slow(origin, bytearray(1000))
     assert time.monotonic() - began < DRIBBLE_S / 2
 
 
 def test_what_came_before_it_was_too_slow_is_kept() -> None:
-    into = bytearray(1000)
-    with dribbling(HEAD_OF_1000 + b"whole") as origin, pytest.raises(BodyCut) as caught:
+    def attempt() -> None:
+        into = bytearray(1000)
+        with dribbling(HEAD_OF_1000 + b"whole") as origin:
+            cut = too_slow(origin, into)
+        assert isinstance(cut, BodyCut)  # and not before the answer began, on a busy machine
+        assert cut.received >= 5
+        assert bytes(into[: cut.received]).startswith(b"whole")
+
+    in_one_of(attempt)
+
+
+def too_slow(origin: Origin, into: bytearray) -> OSError:
+    with pytest.raises(OSError, match=r"too slowly|timed out") as caught:
         Connection(origin, timeout_s=0.4).request("GET", "/", into=into)
-    assert caught.value.received >= 5
-    assert bytes(into[: caught.value.received]).startswith(b"whole")
+    return caught.value
 
 
 def test_reading_ends_when_the_agent_has_to_stop() -> None:
@@ -124,7 +135,7 @@ def test_reading_ends_when_the_agent_has_to_stop() -> None:
     began = time.monotonic()
     threading.Timer(0.3, stop.set).start()
     with dribbling(HEAD_OF_1000) as origin, pytest.raises(OSError, match="stop"):
-        Connection(origin, timeout_s=60, stop=stop).request("GET", "/", into=bytearray(1000))
+        Connection(origin, timeout_s=DRIBBLE_S, stop=stop).request("GET", "/", into=bytearray(1000))
     assert time.monotonic() - began < DRIBBLE_S / 2
 
 

@@ -163,7 +163,7 @@ def test_a_rack_that_starts_at_once_reads_the_manifest_once(folder: Path, releas
     ready = threading.Barrier(16)
 
     def ask(_: int) -> bytes:
-        ready.wait(10)
+        ready.wait(60)
         return batches.answer(release.manifest.digest, "0-1")
 
     with ThreadPoolExecutor(16) as pool:
@@ -183,7 +183,7 @@ class SlowStore:
     def read(self, path: str, limit: int) -> bytes:
         if self._stuck in path:
             self.waiting.release()
-            assert self.go_on.wait(30)
+            assert self.go_on.wait(60)
         data = self._files.read(path)
         if data is None:
             raise NotFound(path)
@@ -201,9 +201,9 @@ def test_a_slow_store_leaves_threads_to_boot_scripts(folder: Path, release: Rele
     chunk, batch = chunk_path(str(release.manifest.chunks[0])), f"{release.folder}/chunks/0"
     with serving(files) as url, ThreadPoolExecutor(WAITING_MAX) as pool:
         paths = [chunk, batch] * (WAITING_MAX // 2)
-        asked = [pool.submit(httpx.get, url + path, timeout=60) for path in paths]
+        asked = [pool.submit(httpx.get, url + path, timeout=120) for path in paths]
         for _ in asked:
-            assert store.waiting.acquire(timeout=30)
+            assert store.waiting.acquire(timeout=60)
         for path in (chunk, batch, f"{release.folder}/manifest.sig"):
             answer = httpx.get(url + path)
             assert answer.status_code == 503
@@ -231,10 +231,10 @@ def test_a_manifest_that_is_slow_to_come_holds_up_its_own_release_alone(
     batches = ChunkBatches(StoredElsewhere(LocalFiles(folder), store.read))
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(batches.answer, slow.manifest.digest, "0") for _ in range(4)]
-        assert store.waiting.acquire(timeout=30)
+        assert store.waiting.acquire(timeout=60)
         assert batches.answer(release.manifest.digest, "0") == pack(frames(release, [0]))
         store.go_on.set()
-        assert {one.result(30) for one in asked} == {pack(frames(slow, [0]))}
+        assert {one.result(60) for one in asked} == {pack(frames(slow, [0]))}
     assert not store.waiting.acquire(blocking=False), "it was read once"
 
 

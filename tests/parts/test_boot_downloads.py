@@ -25,7 +25,6 @@ from provisioner.settings import Settings
 from provisioner.setup import Plan, initialise
 from provisioner.web.downloads import TELL_S, TOLD_MAX, Downloads
 from tests.parts.ports import free_ports
-from tests.parts.processes import until
 from tests.parts.service_site import RAMDISK, mac
 from tests.parts.test_cli_serve import serving
 from tests.parts.test_network_lines import Ticking

@@ -223,7 +223,7 @@ def meanwhile(site: Site, happen: Callable[[Worker], None]) -> threading.Thread:
     """Let something happen as soon as an operation is there."""
 
     def wait_and_go() -> None:
-        for _ in range(2000):
+        for _ in range(12_000):
             if site.operations.list(only_open=True):
                 happen(site.worker)
                 return
@@ -324,7 +324,7 @@ def in_folder(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
 
@@ -382,7 +382,7 @@ def test_completion_knows_the_commands(tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert "host" in done.stdout

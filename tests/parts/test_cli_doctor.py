@@ -1,6 +1,7 @@
 """`provisioner doctor --bmcs` against an API whose BMCs take their time."""
 
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,9 +61,9 @@ def test_bmcs_are_asked_several_at_a_time_and_told_in_order(tmp_path: Path) -> N
 
 
 def test_without_a_service_the_other_findings_are_told_all_the_same(tmp_path: Path) -> None:
-    with listening(Flask("gone")) as url:
-        pass
-    done = doctor(tmp_path / "site", url)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody else gets the port, and nobody listens on it
+        done = doctor(tmp_path / "site", f"http://127.0.0.1:{taken.getsockname()[1]}")
     assert done.exit_code == 78
     assert re.search(r"^ok +configuration: ", done.stdout, re.MULTILINE)
     assert re.search(r"^fail +bmcs: the service at .* does not answer$", done.stdout, re.MULTILINE)

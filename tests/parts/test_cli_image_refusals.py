@@ -90,7 +90,7 @@ def as_nobody(*words: str) -> "subprocess.CompletedProcess[str]":
         env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "XDG_CACHE_HOME": "/tmp"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
 

@@ -7,6 +7,7 @@ import pty
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -274,9 +275,11 @@ def test_the_newest_rows_are_shown_and_how_to_see_the_others(cli: Cli) -> None:
 
 
 def on_a_terminal(cli: Cli, columns: int, *words: str) -> list[str]:
-    """Return the lines that a command prints on a terminal of that width."""
+    """Return the lines that a command prints on a terminal of that width. It holds more than
+    these few, but does not hand all of them out at once."""
     ours, theirs = pty.openpty()
-    try:
+    printed = b""
+    with open(ours, "rb", buffering=0) as terminal:
         environment = {"PROVISIONER_URL": cli.url, "PROVISIONER_TOKEN": cli.token}
         subprocess.run(
             [sys.executable, "-m", "provisioner", *words],
@@ -284,13 +287,13 @@ def on_a_terminal(cli: Cli, columns: int, *words: str) -> list[str]:
             stdout=theirs,
             env={**os.environ, **environment, "COLUMNS": str(columns), "TERM": "dumb"},
             check=True,
-            timeout=60,
+            timeout=180,
         )
-        # All of it is there, and a terminal holds more than these few lines.
-        return os.read(ours, 65536).decode().splitlines()
-    finally:
-        os.close(ours)
         os.close(theirs)
+        with suppress(OSError):  # so ends what nobody has open at the other end any more
+            while piece := terminal.read(65536):
+                printed += piece
+    return printed.decode().splitlines()
 
 
 def test_a_narrow_terminal_gets_lines_that_can_be_read_and_copied(cli: Cli) -> None:

@@ -1,8 +1,10 @@
 """The real boot listener sees how its downloads of kernel and ramdisk go, at real sockets."""
 
+import fcntl
 import os
 import socket
 import struct
+import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,7 +43,7 @@ AT_THE_END: Final = 200 << 10
 SMALL_BUFFER: Final = 64 << 10
 # What a host that reads no more may have in its buffers.
 BUFFERED_BYTES_MAX: Final = 8 << 20
-LINE_LIMIT_S: Final = 20.0
+LINE_LIMIT_S: Final = 60.0
 KERNEL, INITRD = f"/ramdisks/{RAMDISK}/vmlinuz", f"/ramdisks/{RAMDISK}/initrd"
 HOST: Final = f"new-{mac(1).replace(':', '')}"
 
@@ -65,7 +67,7 @@ class Listener:
         sock = socket.socket()
         if buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        sock.settimeout(30)
+        sock.settimeout(LINE_LIMIT_S)
         sock.bind((source, 0))
         sock.connect((where.host, where.port))
         self.again(sock, path, status)
@@ -112,6 +114,25 @@ def break_off(sock: socket.socket) -> None:
     """Close with a reset, as a boot loader does that gives up."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """Return how many bytes were written that the other end has not acknowledged."""
+    answer: bytes = fcntl.ioctl(sock, termios.TIOCOUTQ, struct.pack("=i", 0))
+    (waiting,) = struct.unpack("=i", answer)
+    return int(waiting)
+
+
+class Looked(Ticking):
+    """A clock that knows how often it was looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks = 0
+
+    def __call__(self) -> float:
+        self.looks += 1
+        return super().__call__()
 
 
 def wait_for(holds: Callable[[], bool], said: list[Event]) -> None:
@@ -213,6 +234,7 @@ def test_the_end_of_a_file_is_not_taken_before_it_was_acknowledged(listener: Lis
     """The server is done once its own kernel has the last bytes; the host may lack them still."""
     sock = listener.get(INITRD, buffer=SMALL_BUFFER)
     read(sock, RAMDISK_BYTES - NEAR_THE_END)
+    listener.until("ramdisk: asked for")
     time.sleep(1)  # by now the server's buffer holds what is left
     assert [one.text.split(",")[0] for one in listener.lines()[1:]] == ["ramdisk: asked for"]
     break_off(sock)
@@ -234,7 +256,7 @@ def test_a_loader_that_starts_the_ramdisk_before_it_acknowledges_its_end(
 
 def test_a_download_on_its_way_is_told_now_and_then_and_a_standstill_once(tmp_path: Path) -> None:
     said: list[Event] = []
-    ticking = Ticking()
+    ticking = Looked()
     path = tmp_path / "initrd"
     path.write_bytes(bytes(RAMDISK_BYTES))
     app = Flask("test")
@@ -243,24 +265,30 @@ def test_a_download_on_its_way_is_told_now_and_then_and_a_standstill_once(tmp_pa
         with app.test_request_context(environ_overrides={"gunicorn.socket": server}):
             response = watch.watch(send_file(path, mimetype="a/b"), path, "initrd")
 
+        def be_looked_at() -> None:
+            """Return when a whole look has begun and ended."""
+            before = ticking.looks
+            wait_for(lambda: ticking.looks >= before + 2, said)
+
         def then(sent: int, text: str) -> None:
             """Let the host take some, and time pass until a line is due."""
             ticking.at += TELL_S - 1
             server.sendall(bytes(sent))
             read(host, sent)
-            time.sleep(0.2)  # it is seen when it is looked at
+            wait_for(lambda: unacknowledged(server) == 0, said)
+            be_looked_at()
             ticking.at += 1
             wait_for(lambda: said[-1].text.startswith(text), said)
 
         then(1000, "ramdisk: on its way, 1000 of")
         then(0, "ramdisk: nothing taken for 21 s, after 1000 of")
         ticking.at += 10 * TELL_S
-        time.sleep(0.2)
+        be_looked_at()
         assert len(said) == 3
         for number in range(1, TOLD_MAX - 1):
             then(1, f"ramdisk: on its way, {1000 + number} of")
         ticking.at += 10 * TELL_S
-        time.sleep(0.2)
+        be_looked_at()
         assert len(said) == 1 + TOLD_MAX
         response.close()
         wait_for(lambda: said[-1].text.startswith("ramdisk: broke off after 0 of"), said)

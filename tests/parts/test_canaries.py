@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +34,7 @@ __all__ = ["config"]  # the fixture of an installation on free ports
 
 VARIABLE: Final = "canary-user-data-7f3a"
 RAMDISK: Final = "cd" * 32
-LIMIT_S: Final = 60.0
+LIMIT_S: Final = 180.0
 PROFILE: Final = {
     "variables": {"password": VARIABLE},
     "cloud_config": {"chpasswd": {"list": "admin:${vars.password}"}},
@@ -49,19 +49,24 @@ class Host:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         trust = ssl.create_default_context(cafile=str(settings.keys.agent_tls_pem))
-        self.http = httpx.Client(base_url=settings.agent.url, verify=trust, timeout=30)
+        self.http = httpx.Client(base_url=settings.agent.url, verify=trust, timeout=60)
         self.secrets: dict[str, str] = {}
         self.told: dict[str, Any] = {}
 
     def boot_script(self) -> str:
         query = {"mac": mac(1), "serial": "SN-1", "uuid": inventory(1)["uuid"]}
-        return httpx.get(f"{self.settings.boot.url}/boot/ipxe", params=query, timeout=30).text
+        return httpx.get(f"{self.settings.boot.url}/boot/ipxe", params=query, timeout=60).text
 
     def boots(self) -> None:
         """Ask until there is a ticket, as a host does that is restarted into the network."""
-        until(lambda: "provisioner.ticket=" in self.boot_script())
-        script = self.boot_script()
-        self.secrets["ticket"] = script.partition("provisioner.ticket=")[2].split()[0]
+        scripts: list[str] = []
+
+        def has_ticket() -> bool:
+            scripts.append(self.boot_script())
+            return "provisioner.ticket=" in scripts[-1]
+
+        until(has_ticket)
+        self.secrets["ticket"] = scripts[-1].partition("provisioner.ticket=")[2].split()[0]
 
     def hello(self, session: str) -> httpx.Response:
         body = {
@@ -230,7 +235,7 @@ def exported_audit(served: Served) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT_S,
         check=True,
     )
     assert "seed.taken" in done.stdout
@@ -239,12 +244,13 @@ def exported_audit(served: Served) -> str:
 
 def files_below(folder: Path) -> dict[str, bytes]:
     """Return every file of the installation but the keys, the database's and its WAL too."""
-    kept = (path for path in folder.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in kept
-        if path.relative_to(folder).parts[0] != "keys" and path.name != "client.toml"
-    }
+    found = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        if path.is_file() and name.parts[0] != "keys" and path.name != "client.toml":
+            with suppress(FileNotFoundError):  # it was there a moment ago
+                found[str(name)] = path.read_bytes()
+    return found
 
 
 def ways_to_write(secret: str) -> Iterator[tuple[str, bytes]]:

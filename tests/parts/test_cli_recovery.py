@@ -10,6 +10,7 @@ import pytest
 from provisioner.core.model import Phase
 from provisioner.core.recovery import A_PERSONS, FAILURES
 from tests.parts.command_line import Cli, commands_of
+from tests.parts.processes import until
 from tests.parts.recovery_site import (
     fail,
     follow,
@@ -21,8 +22,6 @@ from tests.parts.recovery_site import (
     with_a_profile_that_proves,
 )
 from tests.parts.service_site import Site
-
-LOOKS_S = 1.2  # longer than a watch waits between two looks
 
 
 @pytest.fixture
@@ -117,12 +116,17 @@ def test_watching_goes_on_with_what_follows_and_tells_that_the_host_went_back(
     running(site)
     failed = fail(site, request(site, "tiny@2", attempts=2))
 
+    def be_looked_at() -> None:
+        """Return when the watch has shown how it stands now: it asks again after that."""
+        before = len(cli.asked)
+        until(lambda: len(cli.asked) >= before + 3)
+
     def go_on() -> None:
-        threading.Event().wait(LOOKS_S)
+        be_looked_at()
         site.clock.at += timedelta(minutes=1)
         site.recovery.take_due()
         second = fail(site, newest_of(site))
-        threading.Event().wait(LOOKS_S)
+        be_looked_at()
         site.recovery.take_due()
         assert newest_of(site).id != second.id
         succeed(site, newest_of(site))

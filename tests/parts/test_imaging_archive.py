@@ -235,7 +235,7 @@ def test_disk_that_fills_up_meanwhile_leaves_nothing_behind(tmp_path: Path) -> N
     )
     command = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c", script]
     found = subprocess.run(
-        command, check=False, capture_output=True, text=True, timeout=60, env=path_env()
+        command, check=False, capture_output=True, text=True, timeout=180, env=path_env()
     )
     assert "refused: the disk filled up" in found.stdout, found.stderr
     assert found.stdout.strip().endswith("set()")
@@ -339,7 +339,7 @@ def test_memory_stays_below_256_mib_whatever_the_size(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", script]
     found = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env=path_env(), check=True
+        command, capture_output=True, text=True, timeout=300, env=path_env(), check=True
     )
     assert int(found.stdout) * KIB < 256 * MIB
 

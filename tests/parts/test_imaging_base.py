@@ -40,7 +40,7 @@ BREAK: Final = "#!/bin/sh\necho the reason >&2\nexit 7\n"
 def versions(package: str) -> list[str]:
     """Return the versions of a package that this machine's apt knows, from new to old."""
     listed = subprocess.run(
-        ["apt-cache", "madison", package], capture_output=True, text=True, check=True, timeout=60
+        ["apt-cache", "madison", package], capture_output=True, text=True, check=True, timeout=300
     ).stdout
     return list(dict.fromkeys(line.split("|")[1].strip() for line in listed.splitlines()))
 
@@ -81,7 +81,7 @@ def built(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Built:
     # As after a build of some time ago: an older version, which a suite still lists.
     older = f"{BOOT_PACKAGE}={versions(BOOT_PACKAGE)[-1]}"
     fetch = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", older]
-    subprocess.run(fetch, cwd=packages, check=True, timeout=60)
+    subprocess.run(fetch, cwd=packages, check=True, timeout=300)
     mirrors = state_of(recipe.mirrors)
     said: list[str] = []
     return Built(base_tree(recipe, mirrors, cache, said.append), recipe, mirrors, cache, said)
@@ -89,7 +89,7 @@ def built(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @contextmanager
 def opened(archive: Path) -> Iterator[tarfile.TarFile]:
-    done = subprocess.run(["zstd", "-dc", archive], capture_output=True, check=True, timeout=60)
+    done = subprocess.run(["zstd", "-dc", archive], capture_output=True, check=True, timeout=300)
     unpacked = archive.parent.parent / "tree.tar"
     unpacked.write_bytes(done.stdout)
     with tarfile.open(unpacked) as tar:
@@ -133,7 +133,7 @@ def test_the_boot_loaders_are_the_newest_whatever_the_cache_holds(built: Built) 
     assert len(cached) == len(versions(BOOT_PACKAGE))
     newest = next(path for path in cached if f"_{versions(BOOT_PACKAGE)[0]}_" in path.name)
     unpack = ["dpkg-deb", "--fsys-tarfile", str(newest)]
-    content = subprocess.run(unpack, capture_output=True, check=True, timeout=60).stdout
+    content = subprocess.run(unpack, capture_output=True, check=True, timeout=300).stdout
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         wanted = {member.name: (member.size, member.mtime) for member in tar if member.isfile()}
     with opened(built.tree.archive) as tar:
@@ -196,7 +196,7 @@ def mirror_that_changes(real: str) -> Iterator[str]:
                 self.send_header("Location", real + self.path)
                 self.end_headers()
                 return
-            with urllib.request.urlopen(real + self.path, timeout=60) as answer:
+            with urllib.request.urlopen(real + self.path, timeout=300) as answer:
                 data = answer.read() + b"\n"
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +29,7 @@ from provisioner.imaging.spdx import InstalledPackages, spdx_document
 ROOT: Final = Path(__file__).parent.parent.parent
 MIB: Final = 1024 * 1024
 STATUS_BYTES: Final = 32 * MIB  # the most that is read of an image
-# On two busy processors; the worst took 4 seconds on idle ones.
+# Of a processor, however many share it; the worst took 4 seconds.
 SECONDS_MAX: Final = 30
 # Of this process: the text itself, once more as Python's lines, and what it kept of it.
 MEMORY_BYTES_MAX: Final = 700 * MIB
@@ -106,16 +106,16 @@ def test_no_list_takes_long_or_much(name: str, tmp_path: Path) -> None:
     """It is refused, left out, or described: in a process of its own, to see what that takes."""
     status, document = tmp_path / "status", tmp_path / "spdx.json"
     status.write_text(HOSTILE[name], "utf-8", "surrogatepass", newline="")
-    started_at = time.monotonic()
+    before_s = computed_s()
     printed = subprocess.run(
         [sys.executable, "-c", DESCRIBE, str(status), str(document)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         check=True,
         text=True,
-        timeout=300,
+        timeout=600,
     ).stdout
-    took_s = time.monotonic() - started_at
+    took_s = computed_s() - before_s
     *_, own_kib, childs_kib = printed.splitlines()
     assert int(own_kib) * 1024 < MEMORY_BYTES_MAX
     assert int(childs_kib) * 1024 < DESCRIBE_MEMORY_BYTES
@@ -128,9 +128,15 @@ def test_no_list_takes_long_or_much(name: str, tmp_path: Path) -> None:
 
 def test_what_is_of_debians_form_and_still_takes_too_long_is_ended() -> None:
     status = many("a1", PACKAGES_MAX, "Provides: x\nDepends: x")
-    started_at = time.monotonic()
+    before_s = computed_s()
     assert foreign_spdx(status, **RELEASE, cpu_limit=timedelta(seconds=3)) is None
-    assert time.monotonic() - started_at < SECONDS_MAX
+    assert computed_s() - before_s < SECONDS_MAX
+
+
+def computed_s() -> float:
+    """Return how long processes of ours that have ended have computed, and what they began."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def problems_in(document: Path) -> list[str]:

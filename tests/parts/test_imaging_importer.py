@@ -170,8 +170,8 @@ def test_qcow2_that_reads_another_file_would_not_get_it_from_a_converter_either(
     assert b"root:secret" in target.read_bytes()
     target.write_bytes(bytes(2 * MIB))
     limits = Limits(
-        time=timedelta(seconds=20),
-        cpu_time=timedelta(seconds=20),
+        time=timedelta(seconds=120),
+        cpu_time=timedelta(seconds=120),
         memory_bytes=768 * MIB,
         written_bytes=2 * MIB,
         printed_bytes=0,

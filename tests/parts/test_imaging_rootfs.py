@@ -256,5 +256,5 @@ def in_a_namespace(command: list[str]) -> None:
             time.sleep(0.01)
         for kind in ("uid", "gid"):
             Path(f"/proc/{process.pid}/{kind}_map").write_text("0 100000 65536\n")
-        process.communicate("go\n", timeout=60)
+        process.communicate("go\n", timeout=180)
     assert process.returncode == 0

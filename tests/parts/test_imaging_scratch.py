@@ -20,7 +20,7 @@ from provisioner.imaging.recipe import find_recipe, load_recipe
 from provisioner.imaging.scratch import clear_leftovers, scratch_folder
 from provisioner.setup import Plan, initialise
 
-WAIT_LIMIT_S: Final = 60
+WAIT_LIMIT_S: Final = 180
 RECIPE: Final = """\
 format: 1
 image: tiny

@@ -106,7 +106,7 @@ def test_the_same_packages_give_the_same_bytes_in_every_process(tmp_path: Path) 
             cwd=tmp_path,
             capture_output=True,
             check=True,
-            timeout=60,
+            timeout=180,
         ).stdout
         for seed, zone in (("1", "UTC"), ("2", "Asia/Tokyo"), ("3", "UTC"))
     }
@@ -130,7 +130,7 @@ def test_a_whole_debian_system_makes_a_valid_document(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=180,
     ).stdout
     wanted = {line.split()[1] for line in listed.splitlines() if line.startswith("installed ")}
     found = {

@@ -59,7 +59,7 @@ def frames(release: Release, indexes: Sequence[int]) -> list[bytes]:
 def test_the_answer_holds_each_chunk_in_order(
     url: str, release: Release, spec: str, indexes: list[int]
 ) -> None:
-    answer = httpx.get(f"{url}{release.folder}/chunks/{spec}")
+    answer = httpx.get(f"{url}{release.folder}/chunks/{spec}", timeout=60)
     assert answer.status_code == 200
     assert answer.content == pack(frames(release, indexes))
     assert list(map(bytes, frames_in(memoryview(answer.content)))) == frames(release, indexes)
@@ -73,7 +73,7 @@ WRONG = ["-", "1-", "0-64", "3-67", "1,0", "0,0", "2", "1-3", "130", "129-130", 
 @pytest.mark.parametrize("spec", WRONG)
 def test_what_may_not_be_asked_for_is_a_problem(url: str, release: Release, spec: str) -> None:
     """Too many, unordered, twice, zero, beyond the end, nonsense."""
-    answer = httpx.get(f"{url}{release.folder}/chunks/{spec}")
+    answer = httpx.get(f"{url}{release.folder}/chunks/{spec}", timeout=60)
     assert answer.status_code == 400
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert answer.json()["detail"]
@@ -88,20 +88,22 @@ def test_a_batch_is_at_most_four_mib_or_one_chunk(tmp_path: Path) -> None:
         )
         lay_out(tmp_path, release)
         with served(tmp_path) as url:
-            assert httpx.get(f"{url}{release.folder}/chunks/{allowed}").status_code == 200
-            answer = httpx.get(f"{url}{release.folder}/chunks/{refused}")
+            assert (
+                httpx.get(f"{url}{release.folder}/chunks/{allowed}", timeout=60).status_code == 200
+            )
+            answer = httpx.get(f"{url}{release.folder}/chunks/{refused}", timeout=60)
         assert answer.status_code == 400
         assert answer.json()["expected"] == f"at most {max(4 * MIB // chunk_bytes, 1)} chunks"
 
 
 def test_what_is_not_there_is_not_found(url: str, folder: Path, release: Release) -> None:
-    assert httpx.get(f"{url}/releases/{'a' * 64}/chunks/0").status_code == 404
-    assert httpx.get(f"{url}{release.folder}/chunks/").status_code == 404
+    assert httpx.get(f"{url}/releases/{'a' * 64}/chunks/0", timeout=60).status_code == 404
+    assert httpx.get(f"{url}{release.folder}/chunks/", timeout=60).status_code == 404
     (folder / chunk_path(str(release.manifest.chunks[1]))[1:]).unlink()
-    answer = httpx.get(f"{url}{release.folder}/chunks/0-1")
+    answer = httpx.get(f"{url}{release.folder}/chunks/0-1", timeout=60)
     assert answer.status_code == 404
     assert "chunk 1 of release" in answer.json()["detail"]
-    assert httpx.get(f"{url}{release.folder}/chunks/0").status_code == 200
+    assert httpx.get(f"{url}{release.folder}/chunks/0", timeout=60).status_code == 200
 
 
 @pytest.mark.parametrize("how", [b"", b"{}", b"\xff"])
@@ -110,20 +112,22 @@ def test_a_damaged_manifest_is_not_read(
 ) -> None:
     """The chunks are still there by their digests."""
     (folder / release.folder[1:] / "manifest.json").write_bytes(how)
-    answer = httpx.get(f"{url}{release.folder}/chunks/0")
+    answer = httpx.get(f"{url}{release.folder}/chunks/0", timeout=60)
     assert answer.status_code == 404
     assert "damaged" in answer.json()["detail"]
     path = chunk_path(str(release.manifest.chunks[0]))
-    assert httpx.get(url + path).content == release.chunks[path]
+    assert httpx.get(url + path, timeout=60).content == release.chunks[path]
 
 
 def test_an_nginx_in_front_sends_files_and_passes_batches_on(
     folder: Path, release: Release
 ) -> None:
     with served(folder, accel=True) as url:
-        assert httpx.get(f"{url}{release.folder}/chunks/0").content == pack(frames(release, [0]))
+        assert httpx.get(f"{url}{release.folder}/chunks/0", timeout=60).content == pack(
+            frames(release, [0])
+        )
         path = chunk_path(str(release.manifest.chunks[0]))
-        assert httpx.get(url + path).headers["X-Accel-Redirect"].endswith(path)
+        assert httpx.get(url + path, timeout=60).headers["X-Accel-Redirect"].endswith(path)
 
 
 def test_the_manifest_is_served_packed_and_its_signatures_are_not_kept(
@@ -136,13 +140,13 @@ def test_the_manifest_is_served_packed_and_its_signatures_are_not_kept(
         ("manifest.json", True),
         ("manifest.sig", False),
     ):
-        answer = httpx.get(f"{url}{release.folder}/{name}")
+        answer = httpx.get(f"{url}{release.folder}/{name}", timeout=60)
         assert answer.content == files[f"{release.folder}/{name}"]
         assert ("immutable" in answer.headers["Cache-Control"]) is kept
     (folder / release.folder[1:] / "manifest.sig").write_bytes(b"more")
-    assert httpx.get(f"{url}{release.folder}/manifest.sig").content == b"more"
+    assert httpx.get(f"{url}{release.folder}/manifest.sig", timeout=60).content == b"more"
     for name in ("build.json", "files.json.zst", "manifest"):
-        assert httpx.get(f"{url}{release.folder}/{name}").status_code == 404
+        assert httpx.get(f"{url}{release.folder}/{name}", timeout=60).status_code == 404
 
 
 class CountingFiles(LocalFiles):
@@ -205,17 +209,17 @@ def test_a_slow_store_leaves_threads_to_boot_scripts(folder: Path, release: Rele
         for _ in asked:
             assert store.waiting.acquire(timeout=60)
         for path in (chunk, batch, f"{release.folder}/manifest.sig"):
-            answer = httpx.get(url + path)
+            answer = httpx.get(url + path, timeout=60)
             assert answer.status_code == 503
             assert int(answer.headers["Retry-After"]) == RETRY_AFTER_S
             assert "Cache-Control" not in answer.headers
-        assert httpx.get(f"{url}/ramdisks/{'a' * 64}/initrd").content == b"initrd"
+        assert httpx.get(f"{url}/ramdisks/{'a' * 64}/initrd", timeout=60).content == b"initrd"
         store.go_on.set()
         assert {one.result().status_code for one in asked} == {200}
-        assert httpx.get(url + batch).content == pack(frames(release, [0]))
+        assert httpx.get(url + batch, timeout=60).content == pack(frames(release, [0]))
         # What could not be had gave its place back, too.
         for _ in range(WAITING_MAX + 1):
-            assert httpx.get(f"{url}/chunks/aa/{'a' * 64}").status_code == 404
+            assert httpx.get(f"{url}/chunks/aa/{'a' * 64}", timeout=60).status_code == 404
 
 
 def test_threads_are_left_to_boot_scripts() -> None:

@@ -73,7 +73,7 @@ def test_a_host_comes_in_and_its_password_never_goes_out(
     assert site.hosts.show("r1n1").bmc is not None
     headers = {"Authorization": f"Bearer {token_for(site, 'viewer')}"}
     for path in ("/hosts", "/hosts/r1n1", "/audit", "/hosts/r1n1/events"):
-        answer = httpx.get(f"{url}/api/v1{path}", headers=headers)
+        answer = httpx.get(f"{url}/api/v1{path}", headers=headers, timeout=60)
         assert answer.is_success
         assert BMC_PASSWORD not in answer.text
 
@@ -91,7 +91,7 @@ def test_hosts_are_listed_page_by_page(client: Client, site: Site, url: str) -> 
     for number in range(1, 6):
         site.add_host(number)
     headers = {"Authorization": f"Bearer {token_for(site, 'viewer')}"}
-    page = httpx.get(f"{url}/api/v1/hosts?limit=2&after=r1n2", headers=headers).json()
+    page = httpx.get(f"{url}/api/v1/hosts?limit=2&after=r1n2", headers=headers, timeout=60).json()
     assert [host["name"] for host in page["hosts"]] == ["r1n3", "r1n4"]
     assert page["next"] == "r1n4"
     assert len(client.hosts()) == 5
@@ -169,18 +169,18 @@ def test_an_idempotency_key_carries_a_change_out_once(site: Site, url: str) -> N
         "Idempotency-Key": "once",
     }
     body = {"hosts": ["r1n1"], "release": "tiny@1"}
-    first = httpx.post(f"{url}/api/v1/deployments", json=body, headers=headers)
-    again = httpx.post(f"{url}/api/v1/deployments", json=body, headers=headers)
+    first = httpx.post(f"{url}/api/v1/deployments", json=body, headers=headers, timeout=60)
+    again = httpx.post(f"{url}/api/v1/deployments", json=body, headers=headers, timeout=60)
     assert (first.status_code, again.status_code) == (202, 202)
     assert again.json() == first.json()
     assert again.headers["Idempotency-Replayed"] == "true"
     assert len(site.operations.list()) == 1
     other = httpx.post(
-        f"{url}/api/v1/deployments", json={**body, "release": "tiny@2"}, headers=headers
+        f"{url}/api/v1/deployments", json={**body, "release": "tiny@2"}, headers=headers, timeout=60
     )
     assert other.status_code == 400
     without = {"Authorization": headers["Authorization"]}
-    busy = httpx.post(f"{url}/api/v1/deployments", json=body, headers=without)
+    busy = httpx.post(f"{url}/api/v1/deployments", json=body, headers=without, timeout=60)
     assert (busy.status_code, busy.json()["code"]) == (409, "conflict")
 
 
@@ -193,7 +193,7 @@ def test_a_key_belongs_to_its_caller(site: Site, url: str) -> None:
             "Authorization": f"Bearer {token_for(site, role)}",
             "Idempotency-Key": "shared",
         }
-        answer = httpx.post(f"{url}/api/v1/deployments", json=body, headers=headers)
+        answer = httpx.post(f"{url}/api/v1/deployments", json=body, headers=headers, timeout=60)
         assert answer.status_code == wanted
 
 
@@ -294,7 +294,7 @@ def test_tokens_are_shown_once_expire_and_are_revoked(client: Client, site: Site
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wrong", "Basic YTpi"])
 def test_without_a_good_token_nothing_is_told(url: str, header: str | None) -> None:
     headers = {} if header is None else {"Authorization": header}
-    answer = httpx.get(f"{url}/api/v1/hosts", headers=headers)
+    answer = httpx.get(f"{url}/api/v1/hosts", headers=headers, timeout=60)
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"].startswith("Bearer")
     assert answer.headers["Content-Type"] == "application/problem+json"
@@ -337,7 +337,7 @@ def test_what_a_profile_holds_is_for_those_who_may_use_it(site: Site, url: str, 
     site.profiles.save("web", profile_document(), actor=ACTOR)
     headers = {"Authorization": f"Bearer {token_for(site, role)}"}
     for path in ("/profiles", "/profiles/web"):
-        answer = httpx.get(f"{url}/api/v1{path}", headers=headers)
+        answer = httpx.get(f"{url}/api/v1{path}", headers=headers, timeout=60)
         assert answer.status_code == (200 if may else 403)
         assert (PROFILE_SECRET in answer.text) == may
 
@@ -349,7 +349,10 @@ def test_a_body_that_does_not_fit_names_the_field_and_not_its_value(site: Site, 
     headers = {"Authorization": f"Bearer {token_for(site, 'admin')}"}
     bmc = {"address": "not an address", "user": "admin", "password": BMC_PASSWORD, "raw": 1}
     answer = httpx.post(
-        f"{url}/api/v1/hosts", json={"name": "x", "macs": [], "bmc": bmc}, headers=headers
+        f"{url}/api/v1/hosts",
+        json={"name": "x", "macs": [], "bmc": bmc},
+        headers=headers,
+        timeout=60,
     )
     assert answer.status_code == 400
     problem = answer.json()
@@ -378,7 +381,7 @@ def test_every_refusal_is_a_problem(
         "Authorization": f"Bearer {token_for(site, 'admin')}",
         "Content-Type": "application/json",
     }
-    answer = httpx.request(method, url + path, content=content, headers=headers)
+    answer = httpx.request(method, url + path, content=content, headers=headers, timeout=60)
     assert answer.status_code == status, answer.text
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert answer.json()["status"] == status
@@ -417,11 +420,11 @@ def test_something_else_at_the_url_is_said_so(site: Site) -> None:
 
 
 def test_the_api_describes_itself(url: str) -> None:
-    spec = httpx.get(f"{url}/openapi.json").json()
+    spec = httpx.get(f"{url}/openapi.json", timeout=60).json()
     assert spec["openapi"].startswith("3")
     assert "/api/v1/deployments" in spec["paths"]
     assert spec["security"] == [{"token": []}]
-    assert "/openapi.json" in httpx.get(url).text
+    assert "/openapi.json" in httpx.get(url, timeout=60).text
 
 
 def test_metrics_count_and_measure(client: Client, site: Site, url: str) -> None:
@@ -429,8 +432,8 @@ def test_metrics_count_and_measure(client: Client, site: Site, url: str) -> None
     site.add_host(2)
     site.deploy("r1n1")
     client.hosts()
-    text = httpx.get(f"{url}/metrics").text
+    text = httpx.get(f"{url}/metrics", timeout=60).text
     assert 'provisioner_operations{phase="netbooting"} 1.0' in text
     assert 'provisioner_hosts{state="enrolled"} 2.0' in text
     assert 'route="/api/v1/hosts",status="200"' in text
-    assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+    assert httpx.get(f"{url}/healthz", timeout=60).json() == {"status": "ok"}

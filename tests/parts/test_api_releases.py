@@ -67,7 +67,7 @@ def test_a_channel_has_a_usable_name(client: Client, channel: str) -> None:
 def test_a_channel_belongs_to_one_image(site: Site, url: str) -> None:
     headers = {"Authorization": f"Bearer {token_for(site, 'admin')}"}
     answer = httpx.put(
-        f"{url}/api/v1/channels/other/beta", json={"release": "tiny@1"}, headers=headers
+        f"{url}/api/v1/channels/other/beta", json={"release": "tiny@1"}, headers=headers, timeout=60
     )
     assert (answer.status_code, answer.json()["found"]) == (404, "tiny@1")
 
@@ -179,8 +179,8 @@ def test_a_moved_channel_is_moved_once_for_each_key(site: Site, url: str) -> Non
         "Idempotency-Key": "move",
     }
     place = f"{url}/api/v1/channels/tiny/beta"
-    first = httpx.put(place, json={"release": "tiny@1"}, headers=headers)
+    first = httpx.put(place, json={"release": "tiny@1"}, headers=headers, timeout=60)
     site.releases.promote("tiny@2", "beta", actor=ACTOR)
-    again = httpx.put(place, json={"release": "tiny@1"}, headers=headers)
+    again = httpx.put(place, json={"release": "tiny@1"}, headers=headers, timeout=60)
     assert again.json() == first.json()
     assert site.releases.show("tiny:beta").name == "tiny@2"

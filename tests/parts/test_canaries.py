@@ -213,7 +213,7 @@ def what_others_may_read(served: Served, client: Client) -> dict[str, str]:
     found["timeline"] = json.dumps(client.host_events("r1n1", limit=1000))
     found["operations"] = json.dumps(client.operations())
     found["hosts"] = json.dumps([client.host("r1n1"), client.hosts()])
-    found["metrics"] = httpx.get(f"{served.api}/metrics").text
+    found["metrics"] = httpx.get(f"{served.api}/metrics", timeout=60).text
     return found
 
 

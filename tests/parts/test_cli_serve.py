@@ -107,12 +107,14 @@ def test_every_part_answers_once_it_says_ready_and_stops_cleanly(config: Path) -
         settings = served.settings
         with Client(served.api, settings.keys.admin_token) as client:
             assert client.hosts() == []
-        script = httpx.get(f"{settings.boot.url}/boot/ipxe?mac=52:54:00:00:00:01")
+        script = httpx.get(f"{settings.boot.url}/boot/ipxe?mac=52:54:00:00:00:01", timeout=60)
         assert script.text.startswith("#!ipxe\n")
         assert script.text.endswith("exit 1\n")
         assert "kernel" not in script.text
         trust = ssl.create_default_context(cafile=str(settings.keys.agent_tls_pem))
-        refused = httpx.post(f"{settings.agent.url}/agent/v1/hello", json={}, verify=trust)
+        refused = httpx.post(
+            f"{settings.agent.url}/agent/v1/hello", json={}, verify=trust, timeout=60
+        )
         assert refused.json()["code"] == "request"
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.settimeout(LIMIT_S)
@@ -139,7 +141,7 @@ def test_killed_without_a_word_it_leaves_no_process_and_starts_again(config: Pat
         served.process.wait(LIMIT_S)
         wait_until(lambda: not [pid for pid in below if not is_gone(pid)], served)
     with serving(config) as served:
-        assert httpx.get(f"{served.api}/healthz").is_success
+        assert httpx.get(f"{served.api}/healthz", timeout=60).is_success
 
 
 def test_a_part_that_dies_is_started_again(config: Path) -> None:

@@ -155,6 +155,7 @@ def test_public_a_form_with_parts_is_not_even_parsed(site: Site, path: str) -> N
             headers={"Authorization": f"Bearer {token}"},
             files={"name": ("x", b"r1n1")},
             data={"name": "r1n1", "hosts": "r1n1", "release": "tiny@1"},
+            timeout=60,
         )
     assert 400 <= answer.status_code < 500
     assert answer.headers["Content-Type"] == "application/problem+json"

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -399,7 +399,10 @@ def test_the_worker_says_nothing_calls_nobody_and_stops_on_demand(
 
 def internet_sockets(pid: int) -> set[str]:
     """The process's TCP and UDP sockets, listening or not."""
-    links = (os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir())
+    links = []
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # it was closed a moment ago
+            links.append(os.readlink(file))
     mine = {link[len("socket:[") : -1] for link in links if link.startswith("socket:[")}
     tables = [Path(f"/proc/{pid}/net/{name}") for name in ("tcp", "tcp6", "udp", "udp6")]
     rows = [line.split() for file in tables if file.exists() for line in file.open()]

@@ -4,7 +4,6 @@ The listener is a real HTTP server; the clients are curl and one that misbehaves
 """
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +16,8 @@ from provisioner.netboot.relay import ANSWER_BYTES_MAX, BootRelay, Content
 from provisioner.netboot.tftp import Outcome, TftpLimits
 from provisioner.netboot.tftp_lookup import WAITING_PER_SOURCE_MAX
 
-from .tftp_clients import Client, curl, request_packet, serving
+from .processes import until
+from .tftp_clients import CLIENT_LIMIT_S, Client, curl, request_packet, serving
 
 MAC = "52:54:00:77:00:01"
 UUID = "52540077-0001-4000-8000-000000000001"
@@ -27,10 +27,10 @@ BLOCK_BYTES = 1024  # GRUB's
 
 
 class Listener(ThreadingHTTPServer):
-    """Answers each request with `status` and `body` after `pause_s`, and keeps its path."""
+    """Answers each request with `status` and `body`, and keeps its path."""
 
     def __init__(self) -> None:
-        self.status, self.body, self.pause_s = 200, b"exit\n", 0.0
+        self.status, self.body = 200, b"exit\n"
         self.asked: list[str] = []
         super().__init__(("127.0.0.1", 0), Handler)
 
@@ -44,7 +44,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
-        time.sleep(self.server.pause_s)
         self.send_response(self.server.status)
         self.send_header("Content-Length", str(len(self.server.body)))
         self.end_headers()
@@ -77,7 +76,7 @@ def fetched(address: tuple[str, int], name: str, folder: Path) -> bytes | None:
     to = folder / "got"
     to.unlink(missing_ok=True)
     # curl cuts one slash off.
-    code = curl(address, "/" + name.removeprefix("/"), to, BLOCK_BYTES).wait(60)
+    code = curl(address, "/" + name.removeprefix("/"), to, BLOCK_BYTES).wait(CLIENT_LIMIT_S)
     return to.read_bytes() if code == 0 else None
 
 
@@ -160,13 +159,36 @@ def test_a_ramdisks_files_are_served_by_digest(tmp_path: Path, size: int) -> Non
     assert got == (content or None)
 
 
-def test_a_request_that_is_sent_again_is_looked_for_once(
-    tmp_path: Path, listener: Listener
-) -> None:
+class Held:
+    """A source that knows one name, and answers when it is let go."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self._goes_on = threading.Event()
+
+    def has(self, name: str) -> bool:
+        return name == ANSWER
+
+    def find(self, name: str, client: str) -> Content | None:
+        self.asked.append(client)
+        self._goes_on.wait(CLIENT_LIMIT_S)
+        return b"exit\n"
+
+    def go_on(self) -> None:
+        self._goes_on.set()
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    source = Held()
+    yield source
+    source.go_on()
+
+
+def test_a_request_that_is_sent_again_is_looked_for_once(held: Held) -> None:
     """While it waits, others are served; and GRUB sends its request each 0.4 s."""
-    listener.pause_s = 0.5
     with (
-        serving({"file": b"1"}, source=BootRelay(listener.url, tmp_path)) as served,
+        serving({"file": b"1"}, source=held) as served,
         Client(served.address) as client,
         Client(served.address) as other,
     ):
@@ -174,43 +196,44 @@ def test_a_request_that_is_sent_again_is_looked_for_once(
             client.ask(request_packet(ANSWER.encode()))
         other.ask(request_packet(b"file"))
         assert other.receive() == b"\0\3\0\1" + b"1"
-        assert len(listener.asked) <= 1
-        assert client.receive() == b"\0\3\0\1" + listener.body
+        held.go_on()
+        assert client.receive() == b"\0\3\0\1" + b"exit\n"
         client.acknowledge(1)
         served.wait_for_events(1)
-        assert client.hears_nothing(0.2)
-    assert len(listener.asked) == 1
+        assert client.hears_nobody_but_its_peer(0.2)
+    assert len(held.asked) == 1
 
 
-def test_a_client_that_asks_for_something_else_meanwhile_gets_that(
-    tmp_path: Path, listener: Listener
-) -> None:
-    listener.pause_s = 0.3
-    limits = TftpLimits(answer_s=1.0)
+def test_a_client_that_asks_for_something_else_meanwhile_gets_that(held: Held) -> None:
     with (
-        serving({"file": b"1"}, limits, source=BootRelay(listener.url, tmp_path)) as served,
+        serving({"file": b"1"}, TftpLimits(answer_s=60.0), source=held) as served,
         Client(served.address) as client,
     ):
         client.ask(request_packet(ANSWER.encode()))
         client.ask(request_packet(b"file"))
         assert client.receive() == b"\0\3\0\1" + b"1"
-        time.sleep(0.5)
+        held.go_on()
+        assert client.hears_nobody_but_its_peer(0.5)
         client.acknowledge(1)
         assert [event.file for event in served.wait_for_events(1)] == ["file"]
 
 
-def test_one_address_cannot_keep_all_others_waiting(tmp_path: Path, listener: Listener) -> None:
-    listener.pause_s = 1.0
-    clients = WAITING_PER_SOURCE_MAX + 3
-    with serving({}, source=BootRelay(listener.url, tmp_path)) as served:
-        many = [Client(served.address) for _ in range(clients)]
+def test_one_address_cannot_keep_all_others_waiting(held: Held) -> None:
+    refused = 3
+    with serving({}, source=held) as served:
+        many = [Client(served.address) for _ in range(WAITING_PER_SOURCE_MAX + refused)]
         for client in many:
             client.ask(request_packet(ANSWER.encode()))
+        events = served.wait_for_events(refused)
         with Client(served.address, source="127.0.0.2") as other:
             other.ask(request_packet(ANSWER.encode()))
+            # Nobody is let go before somebody of another address waits with them.
+            until(lambda: "127.0.0.2" in held.asked, 60)
+            assert [event.outcome for event in events] == [Outcome.TOO_MANY] * refused
+            held.go_on()
             assert other.receive().startswith(b"\0\3\0\1")
-        refused = [event for event in served.events if event.outcome is Outcome.TOO_MANY]
-        assert len(refused) == clients - WAITING_PER_SOURCE_MAX
+        for client in many[:WAITING_PER_SOURCE_MAX]:
+            assert client.receive().startswith(b"\0\3\0\1")
         for client in many:
             client.socket.close()
 

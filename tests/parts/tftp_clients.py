@@ -14,7 +14,14 @@ from pathlib import Path
 from provisioner.netboot.relay import Source
 from provisioner.netboot.tftp import TftpEvent, TftpLimits, TftpServer
 
-CLIENT_LIMIT_S = 120
+# All of these only guard against hanging: tens of thousands of blocks take their time on a
+# busy machine.
+CLIENT_LIMIT_S = 600
+# curl has at most 50 tries in this, so it asks again each 5 s.
+CURL_LIMIT_S = 240
+ANSWER_LIMIT_S = 60.0
+OPCODE_DATA = 3
+OPCODE_ACK = 4
 
 
 class Served:
@@ -60,7 +67,7 @@ def curl(
     address: tuple[str, int], name: str, to: Path, block_bytes: int
 ) -> subprocess.Popen[bytes]:
     url = f"tftp://{address[0]}:{address[1]}/{name}"
-    limit = str(CLIENT_LIMIT_S)
+    limit = str(CURL_LIMIT_S)
     command = ["curl", "-s", "-m", limit, "--tftp-blksize", str(block_bytes), "-o", str(to), url]
     return subprocess.Popen(command)
 
@@ -85,12 +92,16 @@ def request_packet(name: bytes, *options: bytes, mode: bytes = b"octet", opcode:
 
 
 class Client:
-    """A TFTP client that does one thing at a time, so that a test can misbehave with it."""
+    """A TFTP client that does one thing at a time, so that a test can misbehave with it.
+
+    The server sends again what is not acknowledged soon, within 50 ms at the least, and a test
+    may be slower than that: so blocks are asked for by their numbers.
+    """
 
     def __init__(self, address: tuple[str, int], source: str = "127.0.0.1") -> None:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.bind((source, 0))
-        self.socket.settimeout(60)
+        self.socket.settimeout(ANSWER_LIMIT_S)
         self.address = address
         self.peer = address
 
@@ -101,11 +112,45 @@ class Client:
         packet, self.peer = self.socket.recvfrom(2048)
         return packet
 
+    def blocks_up_to(self, last: int) -> list[int]:
+        """Receive until block `last` has come, and return the numbers of all that came."""
+        numbers: list[int] = []
+        while not numbers or numbers[-1] != last:
+            opcode, number = struct.unpack_from("!HH", self.receive())
+            if opcode == OPCODE_DATA:
+                numbers.append(number)
+        return numbers
+
+    def block(self, number: int, *, not_from: tuple[str, int] | None = None) -> bytes:
+        """Return what is in a block; whatever else comes before it, or from `not_from`, was
+        sent again and is passed over."""
+        head = struct.pack("!HH", OPCODE_DATA, number)
+        while True:
+            packet, peer = self.socket.recvfrom(2048)
+            if packet.startswith(head) and peer != not_from:
+                self.peer = peer
+                return packet[len(head) :]
+
     def acknowledge(self, number: int) -> None:
-        self.socket.sendto(struct.pack("!HH", 4, number), self.peer)
+        self.socket.sendto(struct.pack("!HH", OPCODE_ACK, number), self.peer)
 
     def hears_nothing(self, seconds: float) -> bool:
         return not select.select([self.socket], [], [], seconds)[0]
+
+    def hears_nobody_but_its_peer(self, seconds: float) -> bool:
+        """Say whether no second transfer speaks; the first may send again what it sent."""
+        ends_at = time.monotonic() + seconds
+        while not self.hears_nothing(max(ends_at - time.monotonic(), 0)):
+            if self.socket.recvfrom(2048)[1] != self.peer:
+                return False
+        return True
+
+    def waiting(self) -> list[bytes]:
+        """Return what has come and was not received yet."""
+        packets = []
+        while not self.hears_nothing(0):
+            packets.append(self.receive())
+        return packets
 
     def __enter__(self) -> "Client":
         return self
@@ -182,7 +227,7 @@ class LossyWire:
 
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
-        self._thread.join(5)
+        self._thread.join(60)
         for sock in self._sockets.values():
             sock.close()
         self._poll.close()

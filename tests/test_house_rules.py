@@ -27,7 +27,7 @@ from tests import lifecycle_page, why_page
 
 ROOT: Final = Path(__file__).parent.parent
 BIN: Final = Path(sys.executable).parent
-TOOL_LIMIT_S: Final = 240  # the first run of the type checker has nothing cached
+TOOL_LIMIT_S: Final = 900  # the first run of the type checker has nothing cached
 
 FUNCTION_LINES_MAX: Final = 60
 MODULE_LINES_MAX: Final = 400

@@ -21,9 +21,18 @@ LIMIT_S: Final = 60.0
 
 
 @contextmanager
-def quick_listener(folder: Path) -> Iterator[tuple[tuple[str, int], "subprocess.Popen[str]"]]:
-    """Serve what lies below the folder by one worker; yields the address and the process."""
+def quick_listener(
+    folder: Path, *, meets_the_silent: bool = False
+) -> Iterator[tuple[tuple[str, int], "subprocess.Popen[str]"]]:
+    """Serve what lies below the folder by one worker; yields the address and the process.
+
+    The worker does not wait long for the first request of a connection before it leaves that to
+    gunicorn. By default it learns of a connection together with its first request, however long
+    a busy machine takes from the one to the other.
+    """
     with socket.create_server(("127.0.0.1", 0)) as sock:
+        if not meets_the_silent:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, int(LIMIT_S))
         command = [sys.executable, "-m", "tests.parts.quick_listener", str(folder)]
         fd = sock.fileno()
         process = subprocess.Popen(

@@ -25,10 +25,11 @@ from provisioner.core.batches import pack
 from provisioner.web.file_source import LocalFiles, StoredElsewhere
 from provisioner.web.quick_chunks import BODY_BYTES_MAX, EXTENSION, REQUEST_BYTES_MAX
 from tests.parts.agent_service import CHUNK, MIB, Release, chunk_path, make_release
+from tests.parts.processes import children, until
 from tests.parts.quick_listener import quick_listener
 from tests.parts.release_store import files_app, lay_out
 
-LIMIT_S: Final = 20.0
+LIMIT_S: Final = 60.0
 HOST: Final = "Host: 127.0.0.1\r\n"
 
 
@@ -267,9 +268,14 @@ def test_a_request_may_come_in_pieces(line: Line, release: Release) -> None:
     assert line.hear().body == release.chunks[path]
 
 
-def test_who_connects_and_asks_later_is_answered(line: Line, release: Release) -> None:
-    time.sleep(FIRST_REQUEST_S * 2)
-    assert line.get(path_of(release, 0)).body == release.chunks[path_of(release, 0)]
+def test_who_connects_and_asks_later_is_answered(folder: Path, release: Release) -> None:
+    with (
+        quick_listener(folder, meets_the_silent=True) as (address, _),
+        closing(Line(address)) as line,
+    ):
+        time.sleep(FIRST_REQUEST_S * 2)
+        got = line.get(path_of(release, 0))
+    assert got.body == release.chunks[path_of(release, 0)]
 
 
 # --- slow clients, and the end ------------------------------------------------------------
@@ -307,13 +313,28 @@ def test_a_client_that_leaves_in_the_middle_is_forgotten(
 
 
 def test_a_server_that_ends_says_so(folder: Path, release: Release) -> None:
+    """Its worker stands still meanwhile, and finds both when it goes on: that it is to end, and
+    the next request."""
+    path = path_of(release, 0)
     with quick_listener(folder) as (address, process), closing(Line(address)) as line:
-        assert line.get(path_of(release, 0)).headers["connection"] == "keep-alive"
+        assert line.get(path).headers["connection"] == "keep-alive"
+        (worker,) = children(process.pid)
+        os.kill(worker, signal.SIGSTOP)
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
-        got = line.get(path_of(release, 0))
-        assert got.body == release.chunks[path_of(release, 0)]
+        until(lambda: is_told_to_end(worker), LIMIT_S)
+        line.say(f"GET {path} HTTP/1.1\r\n{HOST}\r\n")
+        os.kill(worker, signal.SIGCONT)
+        got = line.hear()
+        assert got.body == release.chunks[path]
         assert got.headers["connection"] == "close"
+
+
+def is_told_to_end(pid: int) -> bool:
+    """Say whether a SIGTERM waits for this process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    pending = re.search(r"^ShdPnd:\s*(\w+)$", status, re.MULTILINE)
+    assert pending
+    return bool(int(pending[1], 16) & 1 << signal.SIGTERM - 1)
 
 
 # --- what is in memory --------------------------------------------------------------------

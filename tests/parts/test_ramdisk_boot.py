@@ -28,7 +28,7 @@ from tests.parts.test_ramdisk_build import cache_dir
 
 pytestmark = pytest.mark.lab
 
-BOOT_LIMIT_S = 240
+BOOT_LIMIT_S = 900
 GUEST_SEES_US_AT = "10.0.2.2"
 MAC = "52:54:00:77:00:01"
 

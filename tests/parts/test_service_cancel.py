@@ -178,7 +178,7 @@ def at_once(*calls: Callable[[], object]) -> list[BaseException | None]:
     raised: list[BaseException | None] = [None] * len(calls)
 
     def run(number: int, call: Callable[[], object]) -> None:
-        start.wait(10)
+        start.wait(60)
         try:
             call()
         except ProvisionerError as error:
@@ -188,7 +188,7 @@ def at_once(*calls: Callable[[], object]) -> list[BaseException | None]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     return raised
 
 

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 
+from tests.parts.processes import until
 from tests.parts.recovery_site import (
     Died,
     DyingStore,
@@ -55,7 +56,7 @@ def test_of_two_that_take_a_follow_up_at_once_one_does(site: Site, migrated_url:
     def take() -> None:
         with opened_at(migrated_url) as store:
             recovery = recovery_with(site, store=store)
-            start.wait(10)
+            start.wait(60)
             try:
                 recovery.take_due()
             except BaseException as error:  # noqa: BLE001 # told to the test
@@ -65,7 +66,7 @@ def test_of_two_that_take_a_follow_up_at_once_one_does(site: Site, migrated_url:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert problems == []
     assert chain(newest_of(site)) == ("retry", 2, 3, failed.id)
     assert len(site.operations.list("r1n1")) == 3
@@ -83,8 +84,5 @@ def test_field_04_another_process_goes_on_where_one_has_died(
     after_restart = open_site()
     after_restart.clock.at = site.clock() + timedelta(hours=6)
     after_restart.worker.tick()
-    for _ in range(500):
-        if what(site.at(failed))[1] == "taken":
-            break
-        threading.Event().wait(0.02)
+    until(lambda: what(site.at(failed))[1] == "taken", 60)
     assert chain(newest_of(site)) == ("retry", 2, 3, failed.id)

@@ -42,7 +42,7 @@ def test_adding_waits_for_no_writer(store: SqlStore) -> None:
     with store.begin() as tx:
         tx.add_host(a_host())
         threading.Thread(target=add).start()
-        assert added.wait(5)
+        assert added.wait(30)
     timeline.close()
     assert saved(store) == ["line 1"]
 

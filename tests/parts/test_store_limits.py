@@ -29,7 +29,7 @@ from provisioner.store.sql_releases import FAILURES_PER_HOST_MAX, TESTS_PER_RELE
 from tests.parts.stores import NOW, a_host, an_operation, opened
 
 HOST, OP = HostId("host_r1n1"), OperationId("op_1")
-WAIT_LIMIT_S = 30.0
+WAIT_LIMIT_S = 60.0
 
 
 @pytest.fixture

@@ -170,6 +170,7 @@ class Held:
         return name == ANSWER
 
     def find(self, name: str, client: str) -> Content | None:
+        assert name == ANSWER
         self.asked.append(client)
         self._goes_on.wait(CLIENT_LIMIT_S)
         return b"exit\n"

@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 ROOT: Final = Path(__file__).parent.parent.parent
-BUILD_LIMIT_S: Final = 120
+BUILD_LIMIT_S: Final = 600
 NEEDED: Final = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
 FOLDERS: Final = ("provisioner", "templates", "images", "systemd")
 

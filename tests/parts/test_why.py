@@ -1,5 +1,6 @@
 """`provisioner why` over a whole service: the real use cases make the timeline it reads."""
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,7 +23,16 @@ from provisioner.web.api import create_app
 from tests.parts.command_line import Cli, commands_of
 from tests.parts.http_listener import listening
 from tests.parts.recovery_site import with_a_profile_that_proves
-from tests.parts.service_site import ACTOR, GATEWAY, RAMDISK, Agent, Site, keep, mac
+from tests.parts.service_site import (
+    ACTOR,
+    GATEWAY,
+    RAMDISK,
+    Agent,
+    Site,
+    keep,
+    mac,
+    profile_document,
+)
 
 GRUB_INITRD: Final = f"/ramdisks/{RAMDISK}/initrd"
 GOLDEN: Final = Path(__file__).parents[1] / "golden" / "why"
@@ -280,9 +290,15 @@ def test_a_stale_release_and_a_system_that_is_never_heard(agent: Agent, site: Si
     assert cause(site) == "wrong_system"
 
 
-def test_the_check_that_fails_is_named(agent: Agent, site: Site) -> None:
-    agent.until(Phase.PROVING)
-    site.worker.check(agent.operation().id)
+def test_the_check_that_fails_is_named(site: Site) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # and nobody listens there
+        site.profiles.save("web", profile_document(silent.getsockname()[1]), actor=ACTOR)
+        site.add_host()
+        site.deploy("r1n1")
+        site.perform()
+        agent = Agent(site).until(Phase.PROVING)
+        site.worker.check(agent.operation().id)
     found = site.why.ask("r1n1").diagnosis
     assert found.cause == "unhealthy"
     assert "ssh" in found.why
@@ -375,13 +391,22 @@ def nothing_wrong(site: Site) -> None:
     site.add_host()
 
 
-@pytest.mark.parametrize("happens", [silent_dhcp, dying_disk, nothing_wrong])
-def test_what_a_person_reads_is_kept_as_it_is(
-    cli: Cli, site: Site, happens: Callable[[Site], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To change a golden page, write it anew, and read it as if at three in the morning."""
+@pytest.fixture
+def in_utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Local time is UTC, and what it was again for the tests that follow."""
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize("happens", [silent_dhcp, dying_disk, nothing_wrong])
+def test_what_a_person_reads_is_kept_as_it_is(
+    cli: Cli, site: Site, happens: Callable[[Site], None], in_utc: None
+) -> None:
+    """To change a golden page, write it anew, and read it as if at three in the morning."""
+    del in_utc
     happens(site)
     answer = cli.json("why", "r1n1")
     text = "\n".join([*map(unstyle, lines_of(answer, site.clock())), ""])

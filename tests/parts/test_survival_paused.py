@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -17,6 +18,8 @@ from tests.parts.served_lives import HOST, until
 
 # Longer than any look holds.
 FROZEN_S = LOOK_HOLDS.total_seconds() + 1
+HOLD_LIMIT_S = 300.0
+END_LIMIT_S = 180.0
 
 
 @pytest.fixture(scope="module")
@@ -25,22 +28,32 @@ def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
         yield rack
 
 
-def cancelled_while_frozen(rack: Rack, armed: str) -> list[str]:
+def cancelled_while_frozen(rack: Rack, armed: str, *, comes: bool = False) -> list[str]:
     """Freeze the worker at a point of a deployment, cancel that, let the worker go on much
-    later; return what the BMC did from the freezing on."""
+    later; return what the BMC did from the freezing on. With `comes` the host is on its way into
+    the network, where it asks after the cancelling."""
     rack.lives.begin()
     rack.host.forget()
+    is_cancelled = threading.Event()
+
+    def is_slow(_name: str) -> None:
+        is_cancelled.wait(HOLD_LIMIT_S)
+
+    rack.host.on_call = is_slow
     try:
         rack.lives.arm(f"stop {armed}")
         with rack.lives.client() as client:
             operation = request(rack, client)
-            until(rack.lives.has_fired, "the worker frozen")
+            until(rack.lives.has_fired, "the worker frozen", END_LIMIT_S)
             worker = rack.lives.pid_of("prov-worker")
             before = len(rack.host.happened())
             assert patiently(lambda: client.cancel(operation))["phase"] == "cancelled"
+            is_cancelled.set()
+            if comes:
+                until(lambda: "boots its disk" in rack.host.said, "the host at home", END_LIMIT_S)
             time.sleep(FROZEN_S)
             os.kill(worker, signal.SIGCONT)
-            until(lambda: rack.in_queue() == 0, "the end of all effects")
+            until(lambda: rack.in_queue() == 0, "the end of all effects", END_LIMIT_S)
             ended = patiently(lambda: client.operation(operation))
             assert (ended["phase"], ended["error"]) == ("cancelled", None)
             assert patiently(lambda: client.host(HOST))["operation"] is None
@@ -48,6 +61,8 @@ def cancelled_while_frozen(rack: Rack, armed: str) -> list[str]:
             assert rack.lives.pid_of("prov-worker") == worker, "it was not even restarted"
         return rack.host.happened()[before:]
     finally:
+        is_cancelled.set()
+        rack.host.on_call = lambda _name: None
         rack.lives.kill()
 
 
@@ -58,8 +73,7 @@ def test_a_command_of_the_past_is_not_given(rack: Rack) -> None:
 
 def test_a_late_result_is_dropped(rack: Rack) -> None:
     """The host was switched on into the network; by then nobody wants it there."""
-    assert cancelled_while_frozen(rack, "worker bmc.power_on.after 1") == []
-    until(lambda: "boots its disk" in rack.host.said, "the host at home")
+    assert cancelled_while_frozen(rack, "worker bmc.power_on.after 1", comes=True) == []
     assert rack.host.happened() == INTO_NETWORK
     assert "FAILPOINT" in rack.lives.log.read_text()
     assert "late BMC result dropped" in rack.lives.log.read_text()
@@ -115,10 +129,9 @@ def test_an_exchange_whose_time_is_over_is_not_begun_and_one_that_hangs_is_ended
             pool.bmc(sim.where()).power()
             within = (NO_LIMIT, timedelta(seconds=1))
             sim.pause()
-            begun = time.monotonic()
+            # Else the library gives up by itself, after some seconds, and that is told as such.
             with pytest.raises(BmcUnreachable, match="broke off"):
                 pool.bmc(sim.where()).power_on()
-            assert time.monotonic() - begun < 3
         finally:
             sim.resume()
             pool.close()

@@ -12,6 +12,7 @@ from .errors import Conflict
 
 FOR_ITS_OWNER: Final = 0o600
 FOR_ALL: Final = 0o666  # as far as the umask lets
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def write_new(path: Path, text: str, mode: int) -> None:
@@ -54,12 +55,23 @@ def alone_in(folder: Path, otherwise: str) -> Iterator[None]:
 
     Raises Conflict, which says `otherwise`, when somebody has it.
     """
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    file = os.open(folder, _FOLDER)
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise Conflict(otherwise) from error
+        yield
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def one_after_another_in(folder: Path) -> Iterator[None]:
+    """Hold the folder as `alone_in` does, as soon as nobody else has it."""
+    file = os.open(folder, _FOLDER)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
     finally:
         os.close(file)

@@ -25,7 +25,7 @@ from provisioner.imaging import cpio
 from provisioner.imaging import ramdisk_contents as contents
 from provisioner.imaging.ramdisk_tree import CLOSURE, COMPILE, PYTHON_FOLDER, lay_out, run_python
 from provisioner.imaging.tools import run
-from provisioner.whole_files import sync
+from provisioner.whole_files import one_after_another_in, sync
 
 DEFAULT_KERNEL: Final = "linux-image-amd64"
 LAB_KERNEL: Final = contents.VIRTUAL_KERNEL
@@ -100,6 +100,16 @@ def build_base(kernel_package: str, cache_dir: Path, *, refresh: bool = False) -
     if not refresh and (folder / "base.json").exists():
         return _read_base(folder)
     cache_dir.mkdir(parents=True, exist_ok=True)
+    # Of two that made it at once, one would take away what the other reads.
+    with one_after_another_in(cache_dir):
+        if refresh or not (folder / "base.json").exists():
+            _make_base(kernel_package, folder)
+        return _read_base(folder)
+
+
+def _make_base(kernel_package: str, folder: Path) -> None:
+    """Make a base, in the place of every other one for the same package."""
+    cache_dir = folder.parent
     with tempfile.TemporaryDirectory(prefix=".new-", dir=cache_dir) as scratch:
         made = Path(scratch) / "base"
         tree = Path(scratch) / "tree"
@@ -108,7 +118,6 @@ def build_base(kernel_package: str, cache_dir: Path, *, refresh: bool = False) -
         for number, old in enumerate(sorted(cache_dir.glob(f"base-{kernel_package}-*"))):
             os.rename(old, Path(scratch) / f"old-{number}")
         os.rename(made, folder)
-    return _read_base(folder)
 
 
 def build_ramdisk(base: Base, pins: Pins, ramdisks: Path) -> Ramdisk:

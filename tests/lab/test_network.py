@@ -36,7 +36,7 @@ from tests.parts.netboot_network import Namespace
 pytestmark = pytest.mark.lab
 
 FOUND_LIMIT = timedelta(minutes=5)
-START_LIMIT_S = 10
+START_LIMIT_S = 60
 OTHER_DHCP = """\
 port=0
 interface=eth0

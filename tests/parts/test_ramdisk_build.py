@@ -6,7 +6,9 @@ The base is built from Debian's packages once for the session, or taken from the
 import hashlib
 import json
 import os
+import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from provisioner.imaging.ramdisk import (
     build_ramdisk,
     ramdisks_in,
 )
+from provisioner.whole_files import one_after_another_in
 
 PINS = Pins(
     TrustPolicy(("ab" * 32,)).to_bytes(),
@@ -107,6 +110,21 @@ def test_a_ramdisk_is_repeatable_and_named_by_its_digest(base: Base, tmp_path: P
     )
     assert build_ramdisk(base, PINS, tmp_path / "a").folder == first.folder
     assert [path.name for path in (tmp_path / "a").iterdir()] == [first.digest]
+
+
+def test_of_two_that_make_a_base_at_once_the_second_takes_that_of_the_first(
+    base: Base, tmp_path: Path
+) -> None:
+    """It would take it away from the first, which reads it already."""
+    made = tmp_path / base.folder.name
+    with ThreadPoolExecutor(1) as pool:
+        with one_after_another_in(tmp_path):
+            second = pool.submit(build_base, LAB_KERNEL, tmp_path)
+            with pytest.raises(TimeoutError):
+                second.result(0.5)
+            shutil.copytree(base.folder, made, symlinks=True, copy_function=os.link)
+        assert second.result(600).folder == made
+    assert (made / "base.json").samefile(base.folder / "base.json")
 
 
 def test_the_one_built_last_is_the_newest(base: Base, tmp_path: Path) -> None:

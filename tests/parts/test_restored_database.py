@@ -50,7 +50,7 @@ class Restored:
         """Send one request of a host to the real listener."""
         with listening(create_app(cast("AgentListener", self.site))) as url:
             headers = {"Authorization": f"Bearer {token}"} if token else {}
-            return httpx.post(url + path, json=body, headers=headers)
+            return httpx.post(url + path, json=body, headers=headers, timeout=60)
 
     def says_hello(self) -> httpx.Response:
         body = {"ticket": self.agent.ticket, "inventory": self.agent.inventory}
@@ -362,7 +362,7 @@ def test_everybody_who_asks_is_told_and_an_admin_leads_out_of_it(site: Site) -> 
         listed = run("host", "list")
         assert "r1n1" in listed.stdout
         assert "OBSERVE ONLY" in listed.stderr
-        health = httpx.get(f"{run.url}/healthz")
+        health = httpx.get(f"{run.url}/healthz", timeout=60)
         assert (health.status_code, health.json()["status"]) == (200, "observe_only")
         refused = run("reimage", "r1n1", "--release", "tiny@1", exit_code=4)
         assert "provisioner reconcile --plan" in refused.stderr
@@ -383,7 +383,7 @@ def test_everybody_who_asks_is_told_and_an_admin_leads_out_of_it(site: Site) -> 
 
         assert "works again" in run("reconcile", "--apply", digest).stdout
         assert "OBSERVE ONLY" not in run("host", "list").stderr
-        assert httpx.get(f"{run.url}/healthz").json() == {"status": "ok"}
+        assert httpx.get(f"{run.url}/healthz", timeout=60).json() == {"status": "ok"}
         assert "nothing is to be reconciled" in run("reconcile", "--plan").stdout
         assert run.json("reconcile", "--plan")["is_observing"] is False
         actions = [row["action"] for row in run.json("audit", "list")]

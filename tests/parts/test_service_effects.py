@@ -407,12 +407,13 @@ def test_the_worker_carries_a_deployment_on_the_durable_queue(site: Site) -> Non
     looked_at = LookedAt(clock)
     worker = Worker(store, transitions, performer, effects, looked_at, recovery)
 
+    site.add_host()
+    (operation,) = site.operations.request_deployment(["r1n1"], "tiny@1", options={}, actor=ACTOR)
+
     def has_failed_later() -> bool:
         looked_at.goes_on()
         return site.phase(operation) is Phase.FAILED
 
-    site.add_host()
-    (operation,) = site.operations.request_deployment(["r1n1"], "tiny@1", options={}, actor=ACTOR)
     stop = threading.Event()
     thread = threading.Thread(target=worker.run, args=(stop,))
     thread.start()

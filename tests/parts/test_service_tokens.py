@@ -149,13 +149,14 @@ def begun(url: str, site: Site) -> Callable[..., httpx.Response]:
     site.deploy("r1n1")
     site.perform()
     body = {"ticket": Agent(site).boots().ticket, "inventory": inventory()}
-    told = httpx.post(f"{url}/agent/v1/hello", json=body).json()
+    told = httpx.post(f"{url}/agent/v1/hello", json=body, timeout=60).json()
 
     def say(call: str, **more: Any) -> httpx.Response:
         return httpx.post(
             f"{url}/agent/v1/{call}",
             json={"generation": told["generation"], **more},
             headers={"Authorization": f"Bearer {told['token']}"},
+            timeout=60,
         )
 
     disk = {"name": "vda", "serial": "LAB-r1n1-0", "wwn": None, "size_bytes": 8 * 1024**3}

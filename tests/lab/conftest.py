@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from provisioner.lab.site import Site
 from tests.lab.sites import (
     BOOT_LIMIT,
     a_site,
+    account_of,
     deploy,
     disk_path,
     host_of,
@@ -60,6 +61,37 @@ class Fleet:
         return address
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the tests of the fleet come last, in a row: its hosts go on running from one to the
+    next, and no other rack has to share the machine with them."""
+    items.sort(key=lambda item: "fleet" in getattr(item, "fixturenames", ()))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add to the report of a failed test what is known of its hosts then."""
+    report = yield
+    if report.failed:
+        for site in _sites_of(item):
+            for host in site.lab.hosts:
+                account = account_of(site, {"host": host.name})
+                report.sections.append((f"{host.name}, as it was found", account))
+    return report
+
+
+def _sites_of(item: pytest.Item) -> list[Site]:
+    """Return the running sites among a test's fixtures, or in one of them."""
+    found: list[Site] = []
+    for value in getattr(item, "funcargs", {}).values():
+        for part in value if isinstance(value, tuple) else (value,):
+            site = getattr(part, "site", part)
+            if isinstance(site, Site) and site not in found:
+                found.append(site)
+    return [site for site in found if site.processes]
+
+
 @pytest.fixture
 def tell(capsys: pytest.CaptureFixture[str]) -> Tell:
     """Say something that is read also when the test passes."""
@@ -90,17 +122,16 @@ def lab_rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="session")
-def deployed_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """The fleet, after its first deployment. Deploying takes minutes, so it is shared: a test
-    may reimage the known hosts, and leaves them proven."""
+    may reimage the known hosts, and leaves them proven, and running if they can."""
     hosts = [
         LabHost("bios", boot_order="network-first"),
         LabHost("uefi", boot_order="network-first"),
         LabHost("bios", boot_order="network-first", disks_mib=(64,)),
     ]
     directory = tmp_path_factory.mktemp("fleet")
-    # A BIOS that finds no DHCP, since the service was killed, tries its disk, and is netbooted
-    # anew by the next rung of the ladder.
+    # A host that misses the network, on a busy machine, is netbooted anew by the next rung.
     with a_site(directory, hosts, {"limits": {"netbooting_s": 180}}) as site:
         older, newer = site.publish(OLDER), site.publish(NEWER)
         fleet = Fleet(site, older, newer)
@@ -110,11 +141,3 @@ def deployed_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         for operation in deploy(site, fleet.names, older.name).values():
             reached(site, operation, "succeeded")
         yield fleet
-
-
-@pytest.fixture
-def fleet(deployed_fleet: Fleet) -> Iterator[Fleet]:
-    """The fleet; its hosts rest between tests, so that other racks have the machine."""
-    yield deployed_fleet
-    for host in deployed_fleet.site.lab.hosts:
-        deployed_fleet.site.lab.power(host.name, "off")

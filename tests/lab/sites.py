@@ -38,6 +38,7 @@ CONSOLE_TAIL: Final = 1500
 EVENTS_TAIL: Final = 40
 _ESCAPES: Final = re.compile(r"\x1b(\[[0-9;?=]*[A-Za-z]|c)")
 
+HANGS: Final = "hangs-in-firmware"
 OLD_SYSTEM: Final = "THE-OLD-SYSTEM-RUNS"
 TINY_SYSTEM: Final = "THE-TINY-SYSTEM-RUNS"
 
@@ -85,7 +86,7 @@ def account_of(site: Site, operation: Json) -> str:
     """Return the end of the host's console and of its timeline, for a person to read."""
     name = operation.get("host", "")
     lines = [f"--- {site.log_path('boot,tftp,dhcp,worker')}"]
-    with contextlib.suppress(ProvisionerError):
+    with contextlib.suppress(ProvisionerError, OSError):
         lines += [f"--- console of {name}", site.lab.console(name)[-CONSOLE_TAIL:]]
         lines += ["--- timeline", *timeline(site, name)[-EVENTS_TAIL:]]
     return "\n".join(lines)
@@ -124,6 +125,18 @@ def says(site: Site, name: str, text: str, *, start: int, limit: timedelta = BOO
             pytest.fail(f"{name} does not say {text!r}\n{account_of(site, {'host': name})}")
         time.sleep(POLL_S)
     return said
+
+
+def written_and_off(site: Site, name: str, operation: str) -> None:
+    """Return when the release is on the disk, and nothing was started from there yet: the host
+    stands still in its firmware when it restarts, and is switched off then."""
+    reached(site, operation, "preparing", "writing", "verifying", "booting")
+    site.lab.fault(name, HANGS)
+    reached(site, operation, "booting")
+    site.lab.power(name, "off")
+    site.lab.clear(name, HANGS)
+    since = spoken(site, name).rpartition("--- lab: boot ")[2]
+    assert "Booting `" not in since, "GRUB has started already, so the disk proves nothing"
 
 
 def is_actionable(error: Json | ProvisionerError | None, host: str) -> Json:

@@ -32,7 +32,6 @@ from tests.lab.sites import (
     publish_tiny,
     put_old_system,
     reached,
-    restart_with,
     says,
     ticket_offered_to,
     timeline,
@@ -43,8 +42,6 @@ pytestmark = pytest.mark.lab
 
 DISK_MIB: Final = 64
 FAILED_LIMIT: Final = timedelta(minutes=5)
-# Shorter than a boot into the ramdisk, longer than one from the disk.
-HASTY_RUNG_S: Final = 12
 LIMITS: Final[dict[str, object]] = {
     "netbooting_s": 180,
     "booting_s": 15,
@@ -135,42 +132,6 @@ def test_field_21_wrong_bmc_password_is_tried_once_and_stays_out_of_sight(site: 
     assert disk_digest(disk_path(site, ONE)) == before
     logs = [path.read_text() for path in site.directory.glob("serve-*.log")]
     assert not any(wrong in text or _bmc(site, ONE)["password"] in text for text in logs)
-
-
-def test_field_13_a_bmc_that_forgets_and_one_that_is_silent(site: Site) -> None:
-    """Three rungs and then the end, or three tries; and the hosts run their old systems."""
-    before = {name: disk_digest(disk_path(site, name)) for name in (ONE, TWO)}
-    states = {name: host_of(site, name)["state"] for name in (ONE, TWO)}
-    start, boots = len(site.lab.console(ONE)), len(site.lab.boots(ONE))
-    site.lab.fault(ONE, "bmc-forgets-boot")
-    site.lab.power(TWO, "on")
-    says(site, TWO, OLD_SYSTEM, start=0)
-    running = site.lab.status_of(TWO).boots
-    site.lab.fault(TWO, "bmc-silent")
-    restart_with(site, {"limits": {"netbooting_s": HASTY_RUNG_S}})
-    try:
-        operations = deploy(site, [ONE, TWO], "tiny@1")
-        silent, forgotten = failed(site, operations[TWO]), failed(site, operations[ONE])
-    finally:
-        restart_with(site, {"limits": LIMITS})
-
-    assert silent["error"]["code"] == "bmc_unreachable"
-    is_actionable(silent["error"], TWO)
-    assert site.lab.status_of(TWO).boots == running, "it was left running"
-
-    assert forgotten["error"]["code"] == "netbooting_timed_out"
-    is_actionable(forgotten["error"], ONE)
-    assert forgotten["rung"] == 2
-    rungs = [line for line in timeline(site, ONE) if "rung" in line]
-    assert [line.rpartition(" ")[2] for line in rungs] == ["1", "2"]
-    taken = [(boot.first, boot.flag) for boot in site.lab.boots(ONE)[boots:]]
-    assert len(taken) >= 3
-    assert set(taken) == {("disk", None)}
-    assert "boot/ipxe" not in site.lab.console(ONE)[start:]
-
-    for name in (ONE, TWO):
-        runs_its_old_system_untouched(site, name, before[name], 0)
-        assert host_of(site, name)["state"] == states[name]
 
 
 def test_no_disk_that_fits_and_two_that_fit(site: Site) -> None:

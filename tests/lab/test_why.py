@@ -26,8 +26,9 @@ DISK_MIB: Final = 64
 UEFI: Final = "lab-1"
 CUT_OFF: Final = ("download_stalled", "download_cut")
 FAILED_LIMIT: Final = timedelta(minutes=6)
-# Longer than a UEFI takes to its kernel, and we to notice that no more of it is taken.
-LIMITS: Final[dict[str, object]] = {"netbooting_s": 75, "soft_shutdown_s": 1}
+# Longer than a UEFI takes to its kernel, and we to notice that no more of it is taken; and over
+# when a service that was restarted then ends something.
+LIMITS: Final[dict[str, object]] = {"netbooting_s": 105, "soft_shutdown_s": 1}
 # What is seen by then is all that there will be to see.
 HASTY: Final[dict[str, object]] = {"netbooting_s": 5}
 

@@ -97,13 +97,16 @@ def chain_of(operation: Operation, policy: Policy) -> Chain:
 class Failure:
     """What a failure allows to be done by itself.
 
-    `blames_release`: the release is remembered as failed on that host. `may_use_bmc` is
-    False when a BMC refused the login: a second try could lock the account.
+    `blames_release`: the release is remembered as failed on that host, if it was begun there.
+    `is_of_release`: it speaks of the release on this host, so that it is remembered also when
+    nothing was written. `may_use_bmc` is False when a BMC refused the login: a second try could
+    lock the account.
     """
 
     may_retry: bool = True
     may_roll_back: bool = True
     blames_release: bool = True
+    is_of_release: bool = False
     may_use_bmc: bool = True
 
 
@@ -111,6 +114,8 @@ class Failure:
 _SAME_AGAIN: Final = Failure(may_retry=False)
 # What must be proven was not. Never tried again by itself; the last good release may be.
 _UNTRUSTED: Final = Failure(may_retry=False)
+# It is the release, whatever the time: its bytes are not what was signed, or not for this host.
+_UNFIT: Final = Failure(may_retry=False, is_of_release=True)
 # Somebody else speaks for this host, or it is not the host that we think: hands off its disks.
 _DOUBTFUL: Final = Failure(may_retry=False, may_roll_back=False, blames_release=False)
 _LOCKED_OUT: Final = replace(_DOUBTFUL, may_use_bmc=False)
@@ -130,18 +135,21 @@ FAILURES: Final[Mapping[str, Failure]] = {
     # last good release boots again. If the boot order is wrong, that fails too, once.
     "wrong_system": _UNTRUSTED,
     "trust": _UNTRUSTED,
-    "chunk_corrupt": _UNTRUSTED,
-    "manifest_digest": _UNTRUSTED,
-    "manifest_malformed": _UNTRUSTED,
-    "manifest_signature": _UNTRUSTED,
+    "chunk_corrupt": _UNFIT,
+    "manifest_digest": _UNFIT,
+    "manifest_malformed": _UNFIT,
+    "manifest_signature": _UNFIT,
+    # By the host's own clock, which may be wrong, or by what holds for every host: the release's
+    # row and the image's minimum version are asked before anybody goes back to it.
     "release_expired": _UNTRUSTED,
     "release_too_old": _UNTRUSTED,
     "release_untested": _UNTRUSTED,
     # The release's own row says it for every host.
     "release_revoked": replace(_UNTRUSTED, blames_release=False),
-    "host_unfit": _SAME_AGAIN,
-    "disk_too_small": _SAME_AGAIN,
-    "image_unfit": _SAME_AGAIN,
+    "host_unfit": _UNFIT,
+    "disk_too_small": _UNFIT,
+    "image_unfit": _UNFIT,
+    # The profile's: its seed, its rule for disks.
     "seed_unfit": _SAME_AGAIN,
     "no_disk_matches": _SAME_AGAIN,
     "several_disks_match": _SAME_AGAIN,
@@ -237,14 +245,22 @@ def called_off(operation: Operation, facts: Facts) -> FollowUp | None:
     return FollowUp(Next.QUARANTINE, why)
 
 
-def is_release_blamed(operation: Operation, host: Host, decided: FollowUp | None) -> bool:
+def is_release_blamed(
+    operation: Operation, host: Host, decided: FollowUp | None, *, was_begun: bool
+) -> bool:
     """Say whether the release is remembered as failed on this host: it was tried as often as
-    it may be, and no person and no BMC that knows us no more is the reason."""
+    it may be, and no person and no BMC that knows us no more is the reason.
+
+    `was_begun`: one of its attempts was permitted to write. A release that was not begun has
+    shown nothing, and the host may run it still.
+    """
+    failure = failure_of(operation)
     return (
         operation.phase is Phase.FAILED
         and operation.kind is Kind.DEPLOYMENT
         and not _is_a_persons(operation, host)
-        and failure_of(operation).blames_release
+        and failure.blames_release
+        and (was_begun or failure.is_of_release)
         and (decided is None or decided.what is not Next.RETRY)
     )
 

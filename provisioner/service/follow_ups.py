@@ -73,10 +73,11 @@ def ended(
     """Return an operation that has just failed or been cancelled with what follows it."""
     facts = facts_of(tx, operation, host)
     decided = follow_up(operation, host, policy, facts, now)
-    return settled(operation, host, effects, decided, policy)
+    return settled(tx, operation, host, effects, decided, policy)
 
 
 def settled(
+    tx: Tx,
     operation: Operation,
     host: Host,
     effects: tuple[Effect, ...],
@@ -84,7 +85,8 @@ def settled(
     policy: Policy,
 ) -> Ending:
     """Return operation and host with what was decided; nothing is saved yet."""
-    is_blamed = is_release_blamed(operation, host, decided)
+    was_begun = any("disk" in one.evidence for one in attempts_of(tx, operation, host))
+    is_blamed = is_release_blamed(operation, host, decided, was_begun=was_begun)
     if decided is None:
         return Ending(operation, host, effects, None, is_blamed)
     is_waiting = decided.at is not None
@@ -158,6 +160,19 @@ def operations_of(tx: Tx, host: Host) -> list[Operation]:
     back, and two may begin within one tick."""
     rows = tx.operations(host_id=host.id, limit=OPERATIONS_LOOKED_AT)
     return sorted(rows, key=lambda row: row.generation, reverse=True)
+
+
+def attempts_of(tx: Tx, operation: Operation, host: Host) -> list[Operation]:
+    """Return an operation, taken as it is here, and the attempts at the same release that it
+    follows, the newest first."""
+    known = {row.id: row for row in operations_of(tx, host)}
+    attempts = [operation]
+    while attempts[-1].pins.get(CAUSE) == Cause.RETRY:
+        before = known.pop(attempts[-1].pins.get(AFTER, ""), None)
+        if before is None:
+            break
+        attempts.append(before)
+    return attempts
 
 
 def record(tx: Tx, ending: Ending, now: datetime) -> None:

@@ -142,7 +142,7 @@ class Transitions:
     def settle(self, tx: Tx, operation: Operation, host: Host, decided: FollowUp) -> Ending:
         """Save another follow-up of an operation that has ended, instead of what was to come."""
         instead_of = (operation.follow_up or {}).get("what")
-        ending = settled(operation, host, (), decided, self._policy)
+        ending = settled(tx, operation, host, (), decided, self._policy)
         kept = {**(ending.operation.follow_up or {}), "instead_of": instead_of}
         ending = replace(ending, operation=replace(ending.operation, follow_up=kept))
         self._save(tx, host, ending)

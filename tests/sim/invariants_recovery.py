@@ -20,6 +20,11 @@ NOT_THE_RELEASE: Final = (
     "release_revoked", "queued_timed_out", "ticket_contested", "identity_doubtful",
     "own_host", "bmc_auth_failed",
 )  # fmt: skip
+# These speak of the release on this host, so that nothing need be written for them.
+OF_THE_RELEASE: Final = (
+    "chunk_corrupt", "manifest_digest", "manifest_malformed", "manifest_signature",
+    "host_unfit", "disk_too_small", "image_unfit",
+)  # fmt: skip
 # What follows these is left to a person.
 A_PERSONS: Final = ("host_refused", "database_restored")
 
@@ -102,8 +107,8 @@ def a_disk_that_was_written_is_proven_or_quarantined(saw: Committed, world: Worl
 
 @about(Committed)
 def a_release_that_failed_is_remembered(saw: Committed, world: World) -> str | None:  # noqa: ARG001 # every judge is asked alike
-    """A release whose last attempt on a host has failed is remembered for it, and the way back
-    is never to such a one."""
+    """A release that was begun on a host, and whose last attempt there has failed, is remembered
+    for it, and the way back is never to such a one."""
     ledger = world.ledger
     for before, operation in ledger.changed:
         if before is None and operation.cause == Cause.ROLLBACK:
@@ -115,9 +120,11 @@ def a_release_that_failed_is_remembered(saw: Committed, world: World) -> str | N
         was_decided = before is not None and not before.is_open and before.follow_up != Next.RETRY
         code, host = operation.error_code, ledger.now.host_of(operation)
         is_excused = code in (*NOT_THE_RELEASE, *A_PERSONS) or operation.login_refused_at
+        is_its_own = _was_begun(operation, world) or code in OF_THE_RELEASE
         if (
             was_decided
             or is_excused
+            or not is_its_own
             or operation.follow_up == Next.RETRY
             or host.is_flagged_by_hand
         ):
@@ -125,6 +132,23 @@ def a_release_that_failed_is_remembered(saw: Committed, world: World) -> str | N
         if not ledger.has_failed_on(operation.host_id, operation.release):
             return f"{operation.id} failed with {code}, and nobody remembers"
     return None
+
+
+@about(Committed)
+def what_was_not_begun_is_not_remembered(saw: Committed, world: World) -> str | None:  # noqa: ARG001 # every judge is asked alike
+    """A release that was never permitted to be written on a host is not remembered for it as
+    failed, unless what failed is the release itself: the host may run it still."""
+    for _, operation in world.ledger.changed:
+        is_its_own = operation.error_code in OF_THE_RELEASE or _was_begun(operation, world)
+        if not is_its_own and world.ledger.blames(operation.id):
+            return f"{operation.id} touched no disk ({operation.error_code}), and is remembered"
+    return None
+
+
+def _was_begun(operation: OperationFacts, world: World) -> bool:
+    """Return whether this attempt, or one that it repeats, was permitted to write."""
+    chain = world.ledger.chain_of(operation)
+    return any(one.id in world.ledger.begun for one in chain if one.release == operation.release)
 
 
 # --- quarantine ---------------------------------------------------------------------------

@@ -162,6 +162,7 @@ class Memory:
     unproven: frozenset[str]
     permitted: frozenset[str]
     proven: frozenset[str]
+    begun: frozenset[str]
 
 
 class Ledger:
@@ -184,6 +185,7 @@ class Ledger:
         # Hosts, by name, whose quarantine a person has asked to lift.
         self.released: set[str] = set()
         self.permitted: set[str] = set()  # hosts, by id, that may have been written
+        self.begun: set[str] = set()  # operations that were permitted to write
         self.ever_quarantined: set[str] = set()  # by name
         self.starts: list[Start] = []
         # Hosts, by id, whose newest system was proven and not touched since.
@@ -237,6 +239,7 @@ class Ledger:
                 self.starts.append(Start(self.committed_s, one.host_id, was_healthy))
             if one.phase == Phase.WRITING:
                 self.permitted.add(one.host_id)
+                self.begun.add(one.id)
                 self.proven.discard(one.host_id)
             if one.phase == Phase.SUCCEEDED and one.kind == Kind.DEPLOYMENT:
                 self.unproven.discard(one.host_id)
@@ -302,7 +305,7 @@ class Ledger:
         return bool(self._database.rows(query))
 
     def memory(self) -> Memory:
-        sets = (self.unproven, self.permitted, self.proven)
+        sets = (self.unproven, self.permitted, self.proven, self.begun)
         return Memory(*(frozenset(one) for one in sets))
 
     def put_back(self, memory: Memory) -> None:
@@ -311,7 +314,7 @@ class Ledger:
         self._newest, self._changed = None, None
         self.before = self.now
         self.unproven, self.permitted = set(memory.unproven), set(memory.permitted)
-        self.proven = set(memory.proven)
+        self.proven, self.begun = set(memory.proven), set(memory.begun)
         self.restored_s, self.is_behind = self._scheduler.now_s, True
         self._audited_then = self.audit_rows()
         self.open_then = frozenset(one.id for one in self.now.open_operations)
@@ -368,6 +371,11 @@ class Ledger:
         """Return whether it is remembered that this release has failed on this host."""
         query = "SELECT 1 FROM release_failures WHERE host_id = ? AND release = ?"
         return bool(self._database.rows(query, host_id, release))
+
+    def blames(self, operation_id: str) -> bool:
+        """Return whether a release is remembered as failed because of this operation."""
+        query = "SELECT 1 FROM release_failures WHERE operation_id = ?"
+        return bool(self._database.rows(query, operation_id))
 
     def breaker_is_open(self) -> bool:
         query = """SELECT 1 FROM breaker WHERE opened_at IS NOT NULL

@@ -66,6 +66,24 @@ class ForgetsFailures(Through):
         """Nothing is done."""
 
 
+class BlamesAlways(Through):
+    """Remembers every release whose deployment has failed, whatever was done for it."""
+
+    def save_operation(self, operation: Operation) -> None:
+        self.tx.save_operation(operation)
+        if operation.phase is Phase.FAILED and operation.release is not None:
+            error = operation.error or {}
+            failure = ReleaseFailure(
+                host_id=operation.host_id,
+                release=operation.release,
+                operation_id=operation.id,
+                at=operation.phase_at,
+                code=str(error.get("code")),
+                message=str(error.get("message")),
+            )
+            self.tx.remember_failure(failure)
+
+
 class SeesNoBreaker(Through):
     def breaker(self, *, lock: bool = False) -> Breaker:  # noqa: ARG002 # the port's signature
         return Breaker()

@@ -193,7 +193,7 @@ def test_a_host_that_a_person_has_flagged_is_left_alone(
 ) -> None:
     host = replace(WRITTEN, **flags)  # type: ignore[arg-type] # fields by name
     assert decide(failed(code), host) is None
-    assert not is_release_blamed(failed(code), host, None)
+    assert not is_release_blamed(failed(code), host, None, was_begun=True)
 
 
 @pytest.mark.parametrize("is_written", [True, False])
@@ -315,36 +315,47 @@ def test_what_follows_names_release_attempt_and_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "attempt", "is_blamed"),
+    ("code", "attempt", "begun", "not_begun"),
     [
-        ("device", 1, False),
-        ("device", 3, True),
-        ("netbooting_timed_out", 3, True),
-        ("chunk_corrupt", 1, True),
-        ("wrong_system", 1, True),
-        ("wrong_disk", 1, True),
-        ("queued_timed_out", 3, False),
-        ("release_revoked", 1, False),
-        ("profile_unreadable", 1, False),
-        ("bmc_auth_failed", 1, False),
-        ("ticket_contested", 1, False),
-        ("host_refused", 3, False),
+        ("device", 1, False, False),
+        ("device", 3, True, False),
+        ("netbooting_timed_out", 3, True, False),
+        ("permission_refused", 3, True, False),
+        ("trust", 1, True, False),
+        ("release_expired", 1, True, False),
+        ("no_disk_matches", 1, True, False),
+        ("seed_unfit", 1, True, False),
+        ("chunk_corrupt", 1, True, True),
+        ("manifest_signature", 1, True, True),
+        ("image_unfit", 1, True, True),
+        ("disk_too_small", 1, True, True),
+        ("host_unfit", 1, True, True),
+        ("wrong_system", 1, True, False),
+        ("wrong_disk", 1, True, False),
+        ("queued_timed_out", 3, False, False),
+        ("release_revoked", 1, False, False),
+        ("profile_unreadable", 1, False, False),
+        ("bmc_auth_failed", 1, False, False),
+        ("ticket_contested", 1, False, False),
+        ("host_refused", 3, False, False),
     ],
 )
 @pytest.mark.parametrize(("host", "is_written"), SITUATIONS.values(), ids=SITUATIONS)
 def test_field_09_a_release_is_remembered_when_it_was_tried_for_as_often_as_it_may_be(
-    code: str, attempt: int, is_blamed: bool, host: Host, is_written: bool
+    code: str, attempt: int, begun: bool, not_begun: bool, host: Host, is_written: bool
 ) -> None:
     operation = failed(code, Chain(attempt, 3))
     decided = decide(operation, host, is_written=is_written)
-    assert is_release_blamed(operation, host, decided) == is_blamed
+    assert is_release_blamed(operation, host, decided, was_begun=True) == begun
+    assert is_release_blamed(operation, host, decided, was_begun=False) == not_begun
 
 
 @pytest.mark.parametrize("phase", [Phase.CANCELLED, Phase.SUCCEEDED])
 def test_nothing_is_remembered_of_what_did_not_fail(phase: Phase) -> None:
-    assert not is_release_blamed(replace(failed("device"), phase=phase), WRITTEN, None)
+    ended = replace(failed("device"), phase=phase)
+    assert not is_release_blamed(ended, WRITTEN, None, was_begun=True)
     compared = replace(failed("device"), kind=Kind.VERIFICATION)
-    assert not is_release_blamed(compared, WRITTEN, None)
+    assert not is_release_blamed(compared, WRITTEN, None, was_begun=True)
 
 
 # --- how long -----------------------------------------------------------------------------------

@@ -220,6 +220,13 @@ def supersede(tx: Tx, host: Host, by: Operation) -> None:
         drop(tx, waiting, host, why, by.requested_by, by.requested_at)
 
 
+def hand_over(tx: Tx, host: Host, actor: str, now: datetime) -> None:
+    """Drop what waits for this host, which a person has just flagged and has as it is now. Said
+    later it would come too late: they may have lifted the flag by then."""
+    for waiting in tx.waiting_follow_ups(host.id):
+        drop(tx, waiting, host, host.why_not_rebuilt or "it is theirs", actor, now)
+
+
 def taken(tx: Tx, operation: Operation, by: Operation) -> None:
     """Save that the follow-up is on its way as the operation `by`."""
     kept = {**(operation.follow_up or {}), "state": TAKEN, "operation": by.id}

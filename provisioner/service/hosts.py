@@ -22,7 +22,7 @@ from provisioner.core.own_host import OwnHost, ServiceHosts, known_uuid
 from provisioner.errors import Conflict, RequestError
 
 from .chance import new_host_id
-from .follow_ups import forget_refused_login
+from .follow_ups import forget_refused_login, hand_over
 from .lookup import host_named
 
 NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -147,7 +147,8 @@ class Hosts:
         release_quarantine: bool = False,
         actor: str,
     ) -> Host:
-        """Set the flags that are not None; the others stay as they are."""
+        """Set the flags that are not None; the others stay as they are. Whoever protects a host
+        or takes it into maintenance ends what was to follow on it by itself."""
         with self._store.begin() as tx:
             before = host_named(tx, name)
             after = before
@@ -158,6 +159,8 @@ class Hosts:
             if release_quarantine:
                 after = replace(after, quarantine_reason=None)
             self._save(tx, before, after, "host.flags", actor)
+            if is_protected or in_maintenance:
+                hand_over(tx, after, actor, self._clock())
             return after
 
     def confirm(

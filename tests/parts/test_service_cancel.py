@@ -9,12 +9,14 @@ import pytest
 
 from provisioner.core.lifecycle import NotAllowed
 from provisioner.core.model import BootDevice, HostState, Operation, Phase
-from provisioner.errors import Conflict, ProvisionerError, TrustError
+from provisioner.errors import Conflict, ProvisionerError, TrustError, Unavailable
 from tests.parts.recovery_site import (
+    OtherArchive,
     chain,
     fail,
     follow,
     newest_of,
+    recovery_with,
     request,
     running,
     succeed,
@@ -162,11 +164,48 @@ def test_a_host_in_maintenance_is_not_switched_off_for_being_called_off(site: Si
     running(site)
     failed = fail(site, request(site, "tiny@2"))
     site.hosts.set_flags("r1n1", in_maintenance=True, actor=ACTOR)
-    site.operations.cancel(failed.id, actor=ACTOR)
+    with pytest.raises(Conflict, match="already ended"):
+        site.operations.cancel(failed.id, actor=ACTOR)
     site.perform()
     assert what(site.at(failed)) == ("retry", "dropped")
     assert site.hosts.show("r1n1").quarantine_reason is None
     assert "power_off" not in site.bmc().changes()
+
+
+@pytest.mark.parametrize("flag", ["is_protected", "in_maintenance"])
+@pytest.mark.parametrize("attempts", [1, 3], ids=["the way back", "another attempt"])
+def test_a_flag_ends_what_was_to_come_also_when_it_is_lifted_again(
+    site: Site, flag: str, attempts: int
+) -> None:
+    running(site)
+    failed = fail(site, request(site, "tiny@2", attempts=attempts))
+    done = len(site.bmc().changes())
+    site.hosts.set_flags("r1n1", actor=ACTOR, **{flag: True})
+    assert what(site.at(failed))[1] == "dropped"
+    assert site.audit.rows()[-1].action == "recovery.dropped"
+    site.hosts.set_flags("r1n1", actor=ACTOR, **{flag: False})
+    site.clock.pass_(86400)
+    site.recovery.take_due()
+    site.perform()
+    assert newest_of(site).id == failed.id
+    assert site.hosts.show("r1n1").quarantine_reason is None
+    assert len(site.bmc().changes()) == done
+    assert succeed(site, request(site, "tiny@1")).state is HostState.ACTIVE
+
+
+def test_what_comes_due_in_maintenance_is_not_caught_up_on(site: Site) -> None:
+    """The archive is away meanwhile, so that nobody looks at what waits."""
+    running(site)
+    failed = fail(site, request(site, "tiny@2"))
+    archive = OtherArchive(site.archive, Unavailable("the bucket does not answer"))
+    recovery = recovery_with(site, archive=archive)
+    site.hosts.set_flags("r1n1", in_maintenance=True, actor=ACTOR)
+    site.clock.pass_(3600)
+    recovery.take_due()
+    site.hosts.set_flags("r1n1", in_maintenance=False, actor=ACTOR)
+    archive.error = None
+    recovery.take_due()
+    assert newest_of(site).id == failed.id
 
 
 # --- at the same moment -------------------------------------------------------------------

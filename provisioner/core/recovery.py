@@ -159,6 +159,15 @@ FAILURES: Final[Mapping[str, Failure]] = {
 }  # fmt: skip
 # A person reconciled a restored database: what follows is theirs.
 A_PERSONS: Final = ("database_restored",)
+# What the service alone can know. It decides here what is done with a host and its disk, so
+# that no agent may say it.
+NOT_AN_AGENTS: Final = frozenset({
+    *A_PERSONS,
+    *("bmc_auth_failed", "bmc_unreachable", "bmc_busy", "bmc_rejected", "bmc_disobeyed"),
+    *("ticket_contested", "identity_doubtful", "own_host", "host_refused"),
+    *("wrong_disk", "wrong_system", "release_untested", "release_revoked", "profile_unreadable"),
+    *(f"{phase}_timed_out" for phase in Phase),
+})  # fmt: skip
 _ANY: Final = Failure()
 
 

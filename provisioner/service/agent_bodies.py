@@ -7,9 +7,13 @@ from typing import Final
 
 from provisioner.core.disks import Disk
 from provisioner.core.model import Event, Host, Json, Operation
+from provisioner.core.recovery import NOT_AN_AGENTS
 from provisioner.errors import RequestError
 
 TEXT_MAX: Final = 2000
+CODE_MAX: Final = 100
+# The code of an agent that did not say why, or said what is not its to say.
+GAVE_UP: Final = "agent"
 # 32 random bytes as hexadecimal digits.
 SESSION_LENGTH: Final = 64
 ATTEMPTS_MAX: Final = 1_000_000
@@ -88,10 +92,15 @@ def bounded(value: object, bytes_max: int) -> object:
 
 
 def error_in(body: Json) -> Json:
-    """Return why an agent gave up, each part within its limit."""
+    """Return why an agent gave up, each part within its limit. What only the service can know
+    is no agent's to say: then the code is that of any agent, and the message has the other."""
+    code = str(body.get("code", GAVE_UP))[:CODE_MAX]
+    message = str(body.get("message", "the agent gave up"))
+    if code in NOT_AN_AGENTS:
+        code, message = GAVE_UP, f"the agent reported {code}: {message}"
     return {
-        "code": str(body.get("code", "agent"))[:100],
-        "message": str(body.get("message", "the agent gave up"))[:TEXT_MAX],
+        "code": code,
+        "message": message[:TEXT_MAX],
         "expected": bounded(body.get("expected"), DETAIL_BYTES_MAX),
         "found": bounded(body.get("found"), FOUND_BYTES_MAX),
         "hint": bounded(body.get("hint"), DETAIL_BYTES_MAX),

@@ -154,7 +154,8 @@ class Tx(Protocol):
     def group_sizes(
         self, groups: Iterable[str]
     ) -> Mapping[str, tuple[int, int]]: ...  # hosts, active ones
-    def queued(self, *, per_group_max: int) -> Sequence[Queued]: ...  # the oldest of each group
+    # The oldest of each group, so many with an active host and so many without.
+    def queued(self, *, per_group_max: int) -> Sequence[Queued]: ...
     def failures(self, after: datetime) -> Sequence[Failure]: ...  # of started deployments
     def breaker(self, *, lock: bool = False) -> Breaker: ...
     def save_breaker(self, breaker: Breaker) -> None: ...

@@ -52,7 +52,8 @@ OUTAGE_GRACE: Final = timedelta(seconds=45)
 LOOK_LIMIT: Final = timedelta(seconds=20)
 CHECKERS_MAX: Final = 16
 BATCH_MAX: Final = 100
-# Of each group only the oldest are looked at; behind those that wait, all wait.
+# Of each group only the oldest are looked at, so many with an active host and so many others:
+# what makes one wait makes all behind it wait, but the floor holds back active hosts only.
 PER_GROUP_MAX: Final = 50
 WAITING_LOOK: Final = timedelta(seconds=1)
 RECONCILER: Final = "reconciler"

@@ -19,13 +19,10 @@ from .tables import IN_FLIGHT, breaker, hosts, operations, requests
 # An operation ends long before that: it may be queued for 30 days at most.
 REQUESTS_KEPT: Final = timedelta(days=90)
 FAILURES_MAX: Final = 1000
-QUEUED_MAX: Final = 5000
+QUEUED_MAX: Final = 10_000
 FLEET: Final = "fleet"
-_IS_SERVING: Final = (
-    (hosts.c.state == HostState.ACTIVE.value)
-    & ~hosts.c.in_maintenance
-    & hosts.c.quarantine_reason.is_(None)
-)
+_IS_ACTIVE: Final = hosts.c.state == HostState.ACTIVE.value
+_IS_SERVING: Final = _IS_ACTIVE & ~hosts.c.in_maintenance & hosts.c.quarantine_reason.is_(None)
 _IN_FLIGHT_PHASES: Final = sorted(set(Phase) - FINAL - {Phase.QUEUED})
 
 
@@ -63,7 +60,8 @@ class FleetQueries(Queries):
         return {row["name"]: (row["all"], row["active"]) for row in self._all(query)}
 
     def queued(self, *, per_group_max: int) -> Sequence[Queued]:
-        """Return the oldest of each group, so that a group that waits hides no other one."""
+        """Return the oldest of each group, so many with an active host and so many others: a
+        group that waits hides no other one, nor do healthy hosts hide the repair of others."""
         rows = self._all(_QUEUED, {"per_group_max": per_group_max})
         return [
             Queued(
@@ -126,7 +124,7 @@ def _loads() -> Select[Any]:
 
 def _queued() -> Select[Any]:
     place = func.row_number().over(
-        partition_by=hosts.c.group_name,
+        partition_by=(hosts.c.group_name, _IS_ACTIVE),
         order_by=(operations.c.requested_at, operations.c.id),
     )
     placed = (

@@ -11,6 +11,7 @@ from provisioner.core.guard import WriteRefused
 from provisioner.core.lifecycle import LIMIT, WAITING_LIMIT, E
 from provisioner.core.model import Json, Operation, Phase
 from provisioner.errors import Conflict, NotFound, RequestError
+from provisioner.service.worker import PER_GROUP_MAX
 from tests.parts.service_site import ACTOR, Agent, Site, inventory, tamper
 
 A_MINUTE = timedelta(minutes=1)
@@ -202,6 +203,19 @@ def test_a_group_keeps_its_healthy_hosts(site: Site) -> None:
     make_active(site, 1)
     site.worker.start_queued()
     assert phases(site, operations)[1:] == ["netbooting", "queued", "netbooting"]
+
+
+@pytest.mark.rules(in_flight_max=50, group_floor=Floor(hosts=PER_GROUP_MAX + 1))
+def test_healthy_hosts_that_wait_do_not_hide_the_repair_of_their_group(site: Site) -> None:
+    *healthy, broken = group_of_web(site, PER_GROUP_MAX + 2)
+    make_active(site, *range(1, PER_GROUP_MAX + 2))
+    held = request(site, *healthy)
+    site.clock.pass_(1)
+    (repair,) = request(site, broken)
+    site.worker.start_queued()
+    assert site.phase(repair) is Phase.NETBOOTING
+    assert set(phases(site, held)) == {"queued"}
+    assert "must not have fewer healthy hosts" in waits(site, held[0])
 
 
 @pytest.mark.rules(in_flight_max=50, group_floor=Floor(hosts=1))

@@ -112,6 +112,17 @@ def test_the_queue_shows_the_oldest_of_each_group(store: Store) -> None:
     assert found[0] == Queued(OperationId("op_6"), HostId("host_r1n6"), None, is_active=True)
 
 
+def test_active_hosts_that_wait_hide_no_other_of_their_group(store: Store) -> None:
+    with store.begin() as tx:
+        for number in range(1, 6):
+            state = HostState.DIRTY if number == 5 else HostState.ACTIVE
+            asked: dict[str, Any] = {"requested_at": NOW + number * SECOND}
+            add(tx, number, Phase.QUEUED, group="web", state=state, **asked)
+    with store.read() as tx:
+        found = [(one.operation_id, one.is_active) for one in tx.queued(per_group_max=2)]
+    assert found == [("op_1", True), ("op_2", True), ("op_5", False)]
+
+
 def test_failures_are_those_of_deployments_that_disturbed_a_host(store: Store) -> None:
     ended: dict[str, Any] = {"started_at": NOW, "ended_at": NOW}
     with store.begin() as tx:
@@ -217,7 +228,7 @@ def asked_by_the_guard(store: Store) -> dict[str, float]:
         looked = time.monotonic()
         view = guard.view(tx, {one.group for one in queue}, NOW)
         viewed = time.monotonic()
-    assert len(queue) == 50 * GROUPS
+    assert len(queue) == 2 * 50 * GROUPS
     assert view.fleet("g1").load.in_flight == IN_FLIGHT
     assert view.fleet("g1").group.hosts == HOSTS // GROUPS
     with store.begin() as tx:

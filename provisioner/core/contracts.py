@@ -156,7 +156,9 @@ class Tx(Protocol):
     ) -> Mapping[str, tuple[int, int]]: ...  # hosts, active ones
     # The oldest of each group, so many with an active host and so many without.
     def queued(self, *, per_group_max: int) -> Sequence[Queued]: ...
-    def failures(self, after: datetime) -> Sequence[Failure]: ...  # of started deployments
+    def failures(
+        self, after: datetime, until: datetime | None = None
+    ) -> Sequence[Failure]: ...  # of started deployments
     def breaker(self, *, lock: bool = False) -> Breaker: ...
     def save_breaker(self, breaker: Breaker) -> None: ...
 

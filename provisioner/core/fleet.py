@@ -3,7 +3,8 @@ many hosts of a group are healthy, and whether the breaker is open. Plain values
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -12,6 +13,8 @@ from .model import HostId, OperationId
 # The label that says which group a host belongs to.
 GROUP_LABEL: Final = "group"
 NO_LIMIT: Final = 0
+# How far apart the clocks of services on one database may be.
+CLOCKS_APART: Final = timedelta(seconds=5)
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ class Fleet:
 class Breaker:
     """Stops every start once too many hosts failed, until a person closes it.
 
-    Open while `opened_at` is later than `closed_at`.
+    Open while `opened_at` is later than `closed_at`. Clocks are set back, and those of several
+    services differ: neither is ever noted as before what it follows upon.
     """
 
     opened_at: datetime | None = None
@@ -128,10 +132,28 @@ class Breaker:
     def why_open(self) -> str | None:
         return self.reason if self.is_open else None
 
-    def counts_since(self, now: datetime, window: timedelta) -> datetime:
-        """Return from when on failures count: what a person has judged counts no more."""
+    def opened(self, now: datetime, reason: str) -> "Breaker":
+        at = now if self.closed_at is None else max(now, self.closed_at + datetime.resolution)
+        return replace(self, opened_at=at, reason=reason)
+
+    def closed(self, now: datetime, by: str, reason: str) -> "Breaker":
+        at = now if self.opened_at is None else max(now, self.opened_at)
+        return replace(self, closed_at=at, closed_by=by, closed_reason=reason)
+
+    def counts(
+        self, now: datetime, window: timedelta
+    ) -> Sequence[tuple[datetime, datetime | None]]:
+        """Return after and until which moments failures count: what a person has judged counts
+        no more. Where the clock leaves that open it counts: rather opened once too often."""
         begin = now - window
-        return begin if self.closed_at is None else max(begin, self.closed_at)
+        if self.opened_at is None or self.closed_at is None:
+            return [(begin, None)]
+        judged_at = max(self.opened_at, self.closed_at - CLOCKS_APART)
+        if judged_at <= now:
+            return [(max(begin, judged_at), None)]
+        # The clock was set back since. What it has shown lately is new; what lies between it
+        # and the close was judged.
+        return [(begin, now + CLOCKS_APART), (judged_at, None)]
 
 
 @dataclass(frozen=True)

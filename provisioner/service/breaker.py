@@ -1,6 +1,5 @@
 """The breaker, as people see and close it. It opens by itself: see `facts`."""
 
-from dataclasses import replace
 from typing import Final
 
 from provisioner.core.contracts import Clock, Store
@@ -38,7 +37,7 @@ class Breakers:
             if not before.is_open:
                 raise Conflict("the breaker is closed", expected="an open one", found="closed")
             now = self._clock()
-            after = replace(before, closed_at=now, closed_by=actor, closed_reason=reason)
+            after = before.closed(now, actor, reason)
             tx.save_breaker(after)
             detail = {"reason": reason, "was_open_since": str(before.opened_at)}
             tx.audit(now, actor, "breaker.closed", BREAKER_SUBJECT, detail)

@@ -1,7 +1,6 @@
 """Reads what the guard is asked with, in the caller's transaction. Decides nothing."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -95,11 +94,12 @@ class GuardFacts:
         breaker = tx.breaker(lock=True)
         if breaker.is_open:
             return
-        failures = tx.failures(breaker.counts_since(now, self.rules.breaker_window))
+        spans = breaker.counts(now, self.rules.breaker_window)
+        failures = [one for after, until in spans for one in tx.failures(after, until)]
         reason = why_breaker_opens(failures, self.rules)
         if reason is None:
             return
-        tx.save_breaker(replace(breaker, opened_at=now, reason=reason))
+        tx.save_breaker(breaker.opened(now, reason))
         failed = sorted({one.host_id for one in failures})
         detail = {"why": reason, "hosts": failed}
         tx.audit(now, "service", "breaker.opened", BREAKER_SUBJECT, detail)

@@ -73,13 +73,15 @@ class FleetQueries(Queries):
             for row in rows
         ]
 
-    def failures(self, after: datetime) -> Sequence[Failure]:
+    def failures(self, after: datetime, until: datetime | None = None) -> Sequence[Failure]:
         query = select(operations.c.host_id, operations.c.error).where(
             operations.c.phase == Phase.FAILED.value,
             operations.c.kind == Kind.DEPLOYMENT.value,
             operations.c.started_at.is_not(None),
             operations.c.ended_at > after,
         )
+        if until is not None:
+            query = query.where(operations.c.ended_at <= until)
         return [
             Failure(HostId(row["host_id"]), str((row["error"] or {}).get("code", "")))
             for row in self._all(query.limit(FAILURES_MAX))

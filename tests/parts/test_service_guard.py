@@ -11,6 +11,7 @@ from provisioner.core.guard import WriteRefused
 from provisioner.core.lifecycle import LIMIT, WAITING_LIMIT, E
 from provisioner.core.model import Json, Operation, Phase
 from provisioner.errors import Conflict, NotFound, RequestError
+from provisioner.service.breaker import Breakers
 from provisioner.service.worker import PER_GROUP_MAX
 from tests.parts.service_site import ACTOR, Agent, Site, inventory, tamper
 
@@ -367,6 +368,52 @@ def test_an_open_breaker_stops_the_first_write_and_no_later_one(site: Site) -> N
     with pytest.raises(WriteRefused, match="breaker is open"):
         late.authorise()
     assert phases(site, [writing, preparing]) == ["writing", "preparing"]
+
+
+# --- the breaker, and clocks that are set or differ -----------------------------------------------
+
+
+@BREAKER
+def test_a_breaker_is_closed_by_a_clock_that_was_set_back(site: Site) -> None:
+    fail(site, 1)
+    fail(site, 2)
+    site.clock.pass_(-600)
+    assert not site.breakers.close("a bad switch", actor=ACTOR).is_open
+    assert not site.breakers.show().is_open
+    site.clock.pass_(1)
+    fail(site, 3)
+    assert not site.breakers.show().is_open, "those before it were judged"
+
+
+@BREAKER
+def test_a_breaker_opens_again_although_the_clock_was_set_back_since(site: Site) -> None:
+    fail(site, 1)
+    fail(site, 2)
+    site.clock.pass_(60)
+    site.breakers.close("a bad switch", actor=ACTOR)
+    site.clock.pass_(1)
+    fail(site, 3)  # it stands after the close, and the next before it
+    site.clock.pass_(-3600)
+    assert not site.breakers.show().is_open
+    fail(site, 4)
+    assert site.breakers.show().is_open
+    site.clock.pass_(60)
+    assert not site.breakers.close("known", actor=ACTOR).is_open
+
+
+@BREAKER
+@pytest.mark.parametrize("ahead_s", [-3, 3])
+def test_services_whose_clocks_differ_a_little_move_one_breaker(site: Site, ahead_s: int) -> None:
+    other = Breakers(site.store, lambda: site.clock() + timedelta(seconds=ahead_s))
+    fail(site, 1)
+    fail(site, 2)
+    site.clock.pass_(1)
+    assert not other.close("a bad switch", actor=ACTOR).is_open
+    site.clock.pass_(1)
+    fail(site, 3)
+    assert not site.breakers.show().is_open, "those before it were judged"
+    fail(site, 4)
+    assert site.breakers.show().is_open
 
 
 def test_closing_a_breaker_needs_a_reason_and_an_open_one(site: Site) -> None:

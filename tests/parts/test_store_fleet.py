@@ -134,6 +134,8 @@ def test_failures_are_those_of_deployments_that_disturbed_a_host(store: Store) -
         add(tx, 6, Phase.FAILED, started_at=NOW, ended_at=NOW - SECOND)
     with store.read() as tx:
         found = sorted(tx.failures(NOW - SECOND), key=lambda one: one.host_id)
+        assert tx.failures(NOW - SECOND, NOW - SECOND / 2) == []
+        assert len(tx.failures(NOW - 2 * SECOND, NOW - SECOND)) == 1
     assert found == [
         Failure(HostId("host_r1n1"), "wrong_system"),
         Failure(HostId("host_r1n2"), ""),

@@ -34,7 +34,7 @@ from .requests import (
     check_selection,
     profile_of,
 )
-from .seeds import check_renders_for
+from .seeds import LABELS, check_renders_for
 from .selections import select_hosts
 from .transitions import Transitions
 from .waiting import Waits
@@ -94,6 +94,7 @@ class Operations:
                     **selected,
                     "ramdisk": ramdisk,
                     "profile": profile.digest,
+                    LABELS: dict(host.labels),
                     "release_name": row.name,
                     **self._attempts(options).pins(),
                     **_failed_before(tx, host, row.digest),

@@ -95,33 +95,35 @@ class Permissions:
         and WriteRefused when its permission would not be renewed."""
         generation = number_in(body, "generation")
         with self._noting_refusals(token), self._store.begin() as tx:
-            profile, operation, host = self._take_seed(tx, token, generation)
-        if profile is None:
+            documents, host = self._take_seed(tx, token, generation)
+        if documents is None:
             raise Gone(
                 "the seed has left already", host=host.name, hint="reimage the host for a new one"
             )
-        nonce = self._derived.nonce(operation.id, operation.generation)
-        documents = render_seed(
-            operation, host, profile, vendor_data=self._vendor_data(nonce.reveal())
-        )
-        return dict(documents)
+        return documents
 
-    def _take_seed(
-        self, tx: Tx, token: str, generation: int
-    ) -> tuple[Profile | None, Operation, Host]:
-        """Return what the seed is made of, and note that it leaves; no profile when it has left
-        before."""
+    def _take_seed(self, tx: Tx, token: str, generation: int) -> tuple[Json | None, Host]:
+        """Return the seed, and note that it leaves; None when it has left before. One that
+        cannot be rendered was not taken."""
         now = self._clock()
         agent, operation, host = session_of(tx, token, now, self._lifetime)
+        documents: Json | None = None
         has_left = tx.is_seed_taken(operation.id)
         if not has_left:
             self._check_seed(tx, agent, operation, host, generation)
+            documents = self._rendered(tx, operation, host)
             tx.take_seed(operation.id, now)
         text = "seed asked for a second time, refused" if has_left else "seed handed out"
         tx.add_event(event_of(now, "agent", text, host, operation))
         action = "seed.refused" if has_left else "seed.taken"
         tx.audit(now, AGENT, action, host.name, {"operation": operation.id})
-        return None if has_left else pinned_profile(tx, operation), operation, host
+        return documents, host
+
+    def _rendered(self, tx: Tx, operation: Operation, host: Host) -> Json:
+        profile = _profile_to_write(tx, operation, host)
+        nonce = self._derived.nonce(operation.id, operation.generation)
+        vendor_data = self._vendor_data(nonce.reveal())
+        return dict(render_seed(operation, host, profile, vendor_data=vendor_data))
 
     def _check_seed(
         self, tx: Tx, agent: AgentToken, operation: Operation, host: Host, generation: int
@@ -165,9 +167,9 @@ class Permissions:
             raise
 
     def _chosen_disk(self, tx: Tx, operation: Operation, host: Host) -> Disk:
-        profile = pinned_profile(tx, operation)
-        if profile is None or host.inventory is None:
-            raise TokenRefused("this operation writes no disk", host=host.name)
+        profile = _profile_to_write(tx, operation, host)
+        if host.inventory is None:
+            raise _writes_nothing(host)
         disks = [Disk.from_dict(disk) for disk in host.inventory["disks"]]
         try:
             return choose_disk(DiskRule.parse(profile.document["disk"]), disks)
@@ -181,3 +183,14 @@ class Permissions:
                 found=error.found,
                 hint="disks came or went since the agent's hello; request the operation again",
             ) from error
+
+
+def _profile_to_write(tx: Tx, operation: Operation, host: Host) -> Profile:
+    profile = pinned_profile(tx, operation)
+    if profile is None:
+        raise _writes_nothing(host)
+    return profile
+
+
+def _writes_nothing(host: Host) -> TokenRefused:
+    return TokenRefused("this operation writes no disk", host=host.name)

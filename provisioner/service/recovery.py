@@ -4,6 +4,7 @@ Each is looked at once more in the transaction that makes the next operation, so
 do it at once, or twice after a crash, one finds nothing left to do.
 """
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
@@ -27,7 +28,7 @@ from .chance import new_operation_id
 from .follow_ups import RECOVERY, drop, facts_of, operations_of, taken
 from .queueing import NewId, new_operation, queue
 from .requests import check_can_be_proven
-from .seeds import check_renders_for
+from .seeds import LABELS, check_renders_for, labels_of
 from .selections import select_hosts
 from .transitions import Transitions
 
@@ -141,34 +142,36 @@ class Recovery:
     def _pins(self, tx: Tx, operation: Operation, host: Host, decided: FollowUp) -> Json:
         """Return the pins of the next operation: nothing new comes in.
 
-        An attempt repeats what was planned. The way back takes the profile's revision that the
-        release was proven with, and the ramdisk that has worked on this host just now.
+        An attempt repeats what was planned. The way back takes the profile's revision and the
+        labels that the release was proven with, and the ramdisk that has worked on this host
+        just now.
         """
         assert decided.release is not None
         if decided.what is Next.RETRY:
             chain = chain_of(operation, self._transitions.policy)
             chain = Chain(decided.attempt, chain.attempts_max, Cause.RETRY, operation.id)
             pins = {key: value for key, value in operation.pins.items() if key != "failed_before"}
-            return {**pins, **chain.pins()}
+            return {**pins, LABELS: dict(labels_of(operation, host)), **chain.pins()}
+        source = _proof(tx, host, decided.release.digest) or operation
         return {
             "ramdisk": operation.pins.get("ramdisk"),
-            "profile": _proven_profile(tx, host, decided.release.digest)
-            or operation.pins.get("profile"),
+            "profile": source.pins.get("profile"),
+            LABELS: dict(labels_of(source, host)),
             "release_name": decided.release.name,
             **Chain(1, 1, Cause.ROLLBACK, operation.id).pins(),
         }
 
     def _unfit(self, tx: Tx, operation: Operation, host: Host) -> dict[str, str]:
         """Return why the planned release cannot go with the pinned profile any more, if so:
-        labels and limits may have been changed since."""
+        limits may have been changed since, and labels that an earlier version did not pin."""
         digest = _release_of(operation)
         is_rollback = (operation.follow_up or {})["what"] == Next.ROLLBACK
-        proven = _proven_profile(tx, host, digest) if is_rollback else None
-        profile = tx.profile_revision(proven) if proven else pinned_profile(tx, operation)
+        source = (_proof(tx, host, digest) if is_rollback else None) or operation
+        profile = pinned_profile(tx, source)
         if profile is None:
             return {digest: "its profile is not known any more"}
         try:
-            check_renders_for(host, profile)
+            check_renders_for(replace(host, labels=labels_of(source, host)), profile)
             check_can_be_proven(host, profile, self._transitions.limits)
         except ProvisionerError as error:
             return {digest: error.message}
@@ -202,11 +205,11 @@ def _release_of(operation: Operation) -> str:
     return str((operation.follow_up or {}).get("release", ""))
 
 
-def _proven_profile(tx: Tx, host: Host, release: str) -> str | None:
-    """Return the digest of the profile that a release was proven with on this host."""
+def _proof(tx: Tx, host: Host, release: str) -> Operation | None:
+    """Return the newest deployment that proved a release on this host, if its profile is
+    known."""
     for row in operations_of(tx, host):
         is_proof = row.kind is Kind.DEPLOYMENT and row.phase is Phase.SUCCEEDED
         if is_proof and row.release == release:
-            digest: str | None = row.pins.get("profile")
-            return digest
+            return row if row.pins.get("profile") else None
     return None

@@ -4,9 +4,10 @@ Pure over its inputs. The user's text is data: it is parsed, filled in and writt
 never handed to a template engine.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
@@ -21,16 +22,30 @@ from provisioner.core.model import (
 from provisioner.core.profile import filled
 from provisioner.errors import RequestError
 
+# Where an operation pins the labels that its host had when it was requested.
+LABELS: Final = "labels"
+
+
+def labels_of(operation: Operation, host: Host) -> Mapping[str, str]:
+    """Return the labels that an operation was requested with, which its seed is made of.
+
+    One that an earlier version made pins none, and takes what the host has now.
+    """
+    pinned: Mapping[str, str] = operation.pins.get(LABELS, host.labels)
+    return pinned
+
 
 def render_seed(
     operation: Operation, host: Host, profile: Profile, *, vendor_data: str
 ) -> dict[str, str]:
     """Return the four NoCloud documents by their file name.
 
-    The instance id is new for each deployment, so cloud-init runs everything anew.
+    The instance id is new for each deployment, so cloud-init runs everything anew. Labels are
+    those of the request: one that is changed while the disk is written changes nothing.
     Raises RequestError for a `${name}` that stands for nothing.
     """
     document = profile.document
+    host = replace(host, labels=labels_of(operation, host))
     lookup = _lookup(host, profile.name, document)
     network = document.get("network") or _default_network(host)
     return {

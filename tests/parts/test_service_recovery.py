@@ -354,19 +354,6 @@ def test_an_archive_that_is_away_is_waited_for_and_not_for_ever(site: Site) -> N
     assert what(site.at(failed)) == ("quarantine", "done")
 
 
-def test_a_label_that_the_profile_needs_and_that_is_gone_stops_the_attempts(site: Site) -> None:
-    document = site.profiles.show("web").document
-    site.add_host(labels={"rack": "r1"})
-    succeed(site, request(site, "tiny@1"))
-    site.profiles.save("web", {**document, "cloud_config": {"x": "${label.rack}"}}, actor=ACTOR)
-    failed = fail(site, request(site, "tiny@2"))
-    site.hosts.change("r1n1", labels={"row": "1"}, actor=ACTOR)
-    site.clock.pass_(60)
-    site.recovery.take_due()
-    assert what(site.at(failed)) == ("rollback", "waiting")
-    assert succeed(site, follow(site, failed)).state is HostState.ACTIVE
-
-
 # --- a person meanwhile -------------------------------------------------------------------
 
 

@@ -13,6 +13,8 @@ from typing import Final
 from provisioner.errors import Conflict, NotFound, TrustError
 from provisioner.imaging.archive import MANIFEST, Archive, folder_of
 
+# So many missing releases are named at once.
+TOLD_MAX: Final = 20
 _CHUNKS: Final = "chunks/"
 _RELEASES: Final = "releases/"
 _NAMES: Final = "names/"
@@ -40,20 +42,23 @@ def collect(
     a kill in the middle leaves files, names and chunks of no release, which the next run removes.
     By whom a kept release is signed does not matter here.
 
-    Raises Conflict while somebody publishes, and when a release to keep cannot be read:
-    what it needs is then not known, so nothing goes.
+    Raises Conflict while somebody publishes, and when a release to keep is not in the archive
+    or cannot be read: what it needs is then not known, so nothing goes.
     """
     with archive.locked():
         kept = set(keep())
         found = archive.digests()
+        # Without its manifest a release looks like what a killed publisher left.
+        if missing := sorted(kept - set(found)):
+            raise _missing(archive, missing)
         gone = [digest for digest in found if digest not in kept]
         needed: set[str] = set()
-        for digest in kept & set(found):
+        for digest in kept:
             needed |= _needed(archive, digest)
         removed = [
             *_files_of(archive, gone),
             *_leftovers(archive, found),
-            *_names_of_none(archive, kept & set(found)),
+            *_names_of_none(archive, kept),
         ]
         chunks = [
             (name, size)
@@ -64,6 +69,22 @@ def collect(
             for name, _ in (*removed, *chunks):
                 archive.blobs.delete(name)
     return Collected(tuple(gone), len(chunks), sum(size for _, size in (*removed, *chunks)))
+
+
+def _missing(archive: Archive, digests: list[str]) -> Conflict:
+    """Return the refusal for releases to keep whose manifests the archive does not hold."""
+    names = {archive.digest_under(name): name for name, _ in archive.blobs.sizes(_NAMES)}
+    told = [
+        f"{'@'.join(names[one].split('/')[1:])} ({one})" if one in names else one for one in digests
+    ]
+    more = len(told) - TOLD_MAX
+    return Conflict(
+        "releases that are to be kept are not in the archive, so nothing was removed",
+        expected=f"a {MANIFEST} of each in {archive.blobs.place}",
+        found="none of " + ", ".join(told[:TOLD_MAX]) + (f" and {more} more" if more > 0 else ""),
+        hint=f"restore {MANIFEST} from a backup, or import the release from a bundle again; "
+        "or give it up: let nothing refer to it, and keep fewer with --keep",
+    )
 
 
 def _needed(archive: Archive, digest: str) -> frozenset[str]:

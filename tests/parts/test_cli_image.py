@@ -212,6 +212,24 @@ def test_what_nothing_refers_to_is_removed_after_it_was_shown(site: Image, tmp_p
     assert site.json("gc", "--keep", "1") == []
 
 
+def test_a_release_that_lost_its_manifest_is_a_problem_and_no_rubbish(
+    site: Image, raw: Path
+) -> None:
+    site.publish(raw, "1")
+    manifest = next((site.folder / "releases").glob("*/manifest.json"))
+    manifest.rename(site.folder / "manifest.json")
+    files = sorted(site.folder.glob("*/**/*"))
+    told = site.json("verify", "--all", exit_code=5)
+    assert [(one["release"], one["what"]) for one in told] == [("tiny@1", "manifest")]
+    refused = site("gc", exit_code=2)
+    assert "tiny@1" in refused.stderr
+    assert "backup" in refused.stderr
+    assert sorted(site.folder.glob("*/**/*")) == files
+    (site.folder / "manifest.json").rename(manifest)
+    assert site.json("verify", "--all") == []
+    assert site.json("gc") == []
+
+
 # --- signatures ---------------------------------------------------------------------------
 
 

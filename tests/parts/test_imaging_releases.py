@@ -173,6 +173,24 @@ def test_what_is_signed_by_dropped_keys_only_holds_up_no_collecting(
     assert verify_release(later, kept.digest) == []
 
 
+def test_a_kept_release_without_its_manifest_is_not_taken_for_a_leftover(
+    archive: Archive, disk: Path, tmp_path: Path
+) -> None:
+    kept = publish(archive, disk, OLD)
+    export_release(archive, kept.digest, tmp_path / "bundle")
+    archive.blobs.delete(f"{folder_of(kept.digest)}/manifest.json")
+    before = dict(archive.blobs.sizes(""))
+    for is_dry_run in (True, False):
+        with pytest.raises(Conflict, match="nothing was removed") as refused:
+            collect(archive, lambda: {kept.digest}, dry_run=is_dry_run)
+        assert f"tiny@1 ({kept.digest})" in str(refused.value.found)
+    assert dict(archive.blobs.sizes("")) == before
+    assert [one.what for one in verify_release(archive, kept.digest)] == ["manifest"]
+    import_release(archive, tmp_path / "bundle")
+    assert collect(archive, lambda: {kept.digest}).freed_bytes == 0
+    assert verify_release(archive, kept.digest) == []
+
+
 @pytest.mark.parametrize("kept_files", range(1, 7))
 def test_what_a_killed_publisher_or_collector_left_is_removed(
     tmp_path: Path, disk: Path, kept_files: int
@@ -187,7 +205,13 @@ def test_what_a_killed_publisher_or_collector_left_is_removed(
     (folder / "manifest.json").unlink()
     for path in sorted(folder.iterdir())[kept_files:]:
         path.unlink()
-    collect(archive, lambda: {whole.digest, half.digest})
+    # One that is to be kept was published: nobody's are only those that the service forgot.
+    left = files_of(archive)
+    with pytest.raises(Conflict, match="not in the archive") as refused:
+        collect(archive, lambda: {whole.digest, half.digest})
+    assert half.digest in str(refused.value.found)
+    assert files_of(archive) == left
+    collect(archive, lambda: {whole.digest})
     assert files_of(archive) == before
     assert publish(archive, disk, NEW) == half
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -16,7 +16,7 @@ from ..stages import Stages
 
 @click.command()
 @click.argument("releases", nargs=-1, metavar="RELEASE...")
-@click.option("--all", "is_all", is_flag=True, help="Every release of the archive.")
+@click.option("--all", "is_all", is_flag=True, help="Every release of the archive or the database.")
 @config_option
 @output_option
 def verify(releases: tuple[str, ...], is_all: bool, config: Path | None, output: str) -> int:
@@ -38,13 +38,16 @@ def verify(releases: tuple[str, ...], is_all: bool, config: Path | None, output:
             hint="an empty selection selects nothing",
         )
     with opened(config) as site, Stages() as stages:
-        digests = site.archive.digests() if is_all else [site.digest_of(one) for one in releases]
         names = {row.digest: row.name for row in site.service.releases.list()}
+        # One whose manifest is gone is none that the archive could list.
+        everything = sorted({*names, *site.archive.digests()}) if is_all else []
+        digests = everything or [site.digest_of(one) for one in releases]
         problems = []
         for number, digest in enumerate(digests, 1):
             name = names.get(digest, digest[:12])
             stages.say(f"{name} ({number} of {len(digests)})")
-            problems += verify_release(site.archive, digest, stages.progress)
+            found = verify_release(site.archive, digest, stages.progress)
+            problems += [replace(one, release=names.get(one.release, one.release)) for one in found]
     if problems or output not in ("table", "wide"):
         show([asdict(one) for one in problems], ["release", "what", "found"], output)
     told = f"{_counted(len(digests), 'release')} checked, {_counted(len(problems), 'problem')}"

@@ -33,7 +33,7 @@ from provisioner.imaging.archive import (
     silent,
 )
 from provisioner.imaging.chunks import FRAME_OVERHEAD_BYTES_MAX, chunk_name, unpack
-from provisioner.imaging.publish import Register, published_as, unregistered
+from provisioner.imaging.publish import Register, published_as, registered, unregistered
 
 FIRST: Final = (MANIFEST, SIGNATURES)
 RECORDS: Final = ("build.json", "build.log.zst")
@@ -79,7 +79,8 @@ def import_release(
 
     Raises TrustError for a release that no key trusted here has signed, and for anything in
     it that its manifest does not name; Conflict when that version is another release here;
-    RequestError when the file is no such bundle. Nothing of it stays then.
+    RequestError when the file is no such bundle. Nothing of it stays then. What stays when
+    the registering breaks off, `registered` says.
     """
     with archive.locked(), contextlib.ExitStack() as undo, _opened(source) as bundle:
         members = _members(bundle)
@@ -105,8 +106,7 @@ def import_release(
         elif published.digest == manifest.digest:
             # Somebody signed it elsewhere, and sends it back.
             archive.add_signatures(published, {key: signatures[key] for key in valid})
-        register(published, stored_bytes)
-        undo.pop_all()
+        registered(register, published, stored_bytes, undo)
     return published
 
 

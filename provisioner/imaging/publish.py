@@ -30,7 +30,7 @@ Register = Callable[[Manifest, int], None]
 """Makes a release known, given its manifest and the bytes that its chunks take in the archive.
 
 Called when everything is durable. Must be repeatable: after a crash the same release is
-registered again.
+registered again. Raises RequestError or TrustError only when it is not registered.
 """
 
 
@@ -71,13 +71,13 @@ class Publisher:
     ) -> Manifest:
         """Chunk and sign the raw disk image, and make it a release. May be repeated.
 
-        raw must not change meanwhile. When the registering raises, all is taken away again.
+        raw must not change meanwhile. When the registering is refused, all is taken away again.
         The same image and version with the same bytes is the same release: it is registered
         again and returned as first published.
 
         Raises Conflict when that version holds other bytes or another publisher is at
-        work, Unavailable when the space does not suffice. After any failure nothing of the
-        release is left behind.
+        work, Unavailable when the space does not suffice. After a failure nothing of the
+        release is left behind, unless it may be registered all the same: see `registered`.
         """
         if raw.stat().st_size > IMAGE_BYTES_MAX:
             raise RequestError(
@@ -94,8 +94,7 @@ class Publisher:
                 files = release_files(manifest, signatures, facts)
                 self.archive.place(manifest, files, undo)
                 published = self.archive.load(manifest.digest)
-            self.register(published, stored_bytes)
-            undo.pop_all()
+            registered(self.register, published, stored_bytes, undo)
         return published
 
     def sign(self, digest: str) -> Manifest:
@@ -145,6 +144,23 @@ class Publisher:
             self.archive.blobs.delete(name)
 
 
+def registered(
+    register: Register, manifest: Manifest, stored_bytes: int, undo: contextlib.ExitStack
+) -> None:
+    """Make a release known; when that is refused, and then only, undo takes its bytes away.
+
+    The database may hold it although this raises: a signal comes behind the commit, or the
+    answer to the commit is lost. Then the bytes stay. If it is not registered, it is by doing
+    the same again, or the next `image gc` removes it.
+    """
+    written = undo.pop_all()
+    try:
+        register(manifest, stored_bytes)
+    except _REFUSED:
+        written.close()
+        raise
+
+
 def chunk_bytes_for(size_bytes: int, wanted: int) -> int:
     """Return the size of chunks for an image: what is wanted, doubled until they are few enough."""
     while -(-size_bytes // wanted) > CHUNKS_MAX:
@@ -178,6 +194,8 @@ def published_as(archive: Archive, manifest: Manifest) -> Manifest | None:
     return published
 
 
+# What a registering raises that decided against it, and has saved nothing.
+_REFUSED: Final = (RequestError, TrustError)
 # Taken over from the facts as they are.
 _COPIED: Final = (
     *("image", "version", "architecture", "firmware", "release_id", "packages"),

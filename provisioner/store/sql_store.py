@@ -55,8 +55,8 @@ class SqlStore:
     def begin(self) -> AbstractContextManager[Tx]:
         """Read and write; committed at the end of the block, or rolled back by an error.
 
-        Raises Unavailable when the database does not serve in time: nothing was saved then,
-        and trying again later helps.
+        Raises Unavailable when the database does not serve in time: nothing was saved then
+        (unless it was only the answer to the commit that got lost), and trying again later helps.
         """
         return self._transaction(self._engine, writes=True)
 

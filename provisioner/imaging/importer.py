@@ -264,19 +264,18 @@ def _written(now: datetime) -> str:
 
 
 def _release_id(request: ImportRequest, raw: Path, root: Partition | None) -> str:
-    """Return the id that the caller names or the image carries.
+    """Return the id that the image carries; the caller's, where the image cannot be read.
 
-    A deployed host proves with it what it runs.
+    A deployed host proves with it what it runs, and says what stands in its own file.
     """
-    if request.release_id is not None:
-        if not is_release_id(request.release_id):
-            raise RequestError(
-                "not a release id", expected="32 hex digits", found=request.release_id[:100]
-            )
-        return request.release_id
+    given = request.release_id
+    if given is not None and not is_release_id(given):
+        raise RequestError("not a release id", expected="32 hex digits", found=given[:100])
     text = None
     if root:
         text = read_text(raw, root, RELEASE_FILE, bytes_max=RELEASE_FILE_BYTES_MAX)
+    if text is None and given is not None:
+        return given
     try:
         content = json.loads(text or "null")
     except (ValueError, RecursionError) as error:
@@ -293,6 +292,14 @@ def _release_id(request: ImportRequest, raw: Path, root: Partition | None) -> st
     release_id = content.get("release_id")
     if not is_release_id(release_id):
         raise _no_release_id(request, repr(release_id)[:100])
+    if given not in (None, release_id):
+        raise RequestError(
+            f"{request.file.name} holds another release id than --release-id, "
+            "so no host could prove that it runs it",
+            expected=given,
+            found=f"{release_id} in /{RELEASE_FILE}",
+            hint="leave --release-id away: the id is read from the image",
+        )
     return str(release_id)
 
 

@@ -15,7 +15,7 @@ from provisioner.core.manifest import FIRMWARES, Manifest
 from provisioner.core.model import Channel, Json, ReleaseRow, ReleaseTest
 from provisioner.core.releases import check_own_minimum, check_standing, minimum_versions
 from provisioner.core.trust import check_channel
-from provisioner.errors import RequestError
+from provisioner.errors import Conflict, RequestError
 
 from .lookup import find_release
 from .promotion import move_channel
@@ -53,7 +53,8 @@ class Releases:
 
         A release that was removed is back with the same content, published at this moment,
         and revoked when it was. Raises Conflict when this version exists with other content,
-        and RequestError for a minimum version above its own.
+        or another release has this one's id, and RequestError for a minimum version above its
+        own.
         """
         row = _row_of(self._archive.load(manifest.digest), stored_bytes, self._clock())
         with self._store.begin() as tx:
@@ -72,6 +73,7 @@ class Releases:
                 tx.save_release(row)
             else:
                 check_own_minimum(row.image, row.version, row.minimum_version)
+                _check_own_id(row, tx.releases())
                 tx.add_release(row)
             tx.audit(self._clock(), actor, "release.published", row.name, {"digest": row.digest})
         return row
@@ -216,6 +218,20 @@ def _row_of(manifest: Manifest, stored_bytes: int, now: datetime) -> ReleaseRow:
         if expires_at
         else None,
     )
+
+
+def _check_own_id(row: ReleaseRow, others: Sequence[ReleaseRow]) -> None:
+    """Refuse a new release whose id another one has, also one that was removed: a host that
+    still runs that one would prove with it that it runs this."""
+    for other in others:
+        if other.release_id == row.release_id and other.name != row.name:
+            raise Conflict(
+                f"{row.name} has the release id of {other.name}, so no host could prove "
+                "which of them it runs",
+                expected="an id that no other release has ever had",
+                found=f"{row.release_id}, the id of release {other.digest}",
+                hint="give the image a release.json with an id of its own: openssl rand -hex 16",
+            )
 
 
 def _check_test(firmware: Sequence[str], detail: Json) -> None:

@@ -94,7 +94,7 @@ def _live(settings: Settings, words: list[str]) -> None:
         reach = Failpoints(settings.data_dir / "failpoints").of(PART)
         service = wiring.build(settings, reach)
         if words[0] == "publish":
-            facts = replace(FACTS, version=words[2])
+            facts = replace(FACTS, version=words[2], release_id=words[2].rjust(32, "0"))
             wiring.publisher(settings, service, actor="test").publish(Path(words[1]), facts)
         else:
             service.releases.remove_unused(actor="test", keep_newest=1)

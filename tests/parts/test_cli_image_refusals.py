@@ -11,7 +11,7 @@ import pytest
 
 from provisioner.settings import load
 from provisioner.wiring import build
-from tests.parts.test_cli_image import Image, make_raw
+from tests.parts.test_cli_image import Image, make_raw, release_id
 
 NOBODY = 65534
 SPAN = ("--expires-in", "90d")
@@ -30,7 +30,8 @@ def raw(tmp_path: Path) -> Path:
 
 def publish(site: Image, raw: Path, *words: str, version: str = "1", exit_code: int = 0) -> str:
     """Import the image with further options; return what was said."""
-    wanted = ["--format", "raw", "--image", "tiny", "--version", version, "--release-id", "0" * 32]
+    wanted = ["--format", "raw", "--image", "tiny", "--version", version]
+    wanted += ["--release-id", release_id(version)]
     done = site(
         "import",
         str(raw),

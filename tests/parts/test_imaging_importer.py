@@ -42,12 +42,13 @@ def make_image(
     status_bytes: int = 0,
     plain: bool = False,
 ) -> Path:
-    """Write a 16 MiB disk with a small ext4 root that holds release.json and dpkg's status."""
+    """Write a 16 MiB disk with a small ext4 root that holds release.json, unless release is
+    None, and dpkg's status."""
     tree = path.parent / "tree"
     for name, content in (
         ("usr/lib/provisioner/release.json", str(release) if plain else json.dumps(release)),
         ("var/lib/dpkg/status", status),
-    ):
+    )[release is None :]:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text(content)
     if status_bytes:
@@ -334,7 +335,37 @@ def test_image_that_says_it_is_another_release_or_none_is_refused(
 
 
 def test_id_may_be_named_where_it_cannot_be_read(tmp_path: Path) -> None:
-    disk = make_image(tmp_path / "disk.raw", [])
+    disk = make_image(tmp_path / "disk.raw", None)
+    asked = request(disk, release_id=RELEASE_ID)
+    with imported_image(asked, work=tmp_path, now=NOW) as imported:
+        assert imported.facts.release_id == RELEASE_ID
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (release(), RELEASE_ID),
+        (release(image="other"), "other@1"),
+        (release(version="2"), "theirs@2"),
+        ({"image": "theirs", "version": "1"}, "None"),
+        ([], "can be read"),
+    ],
+    ids=str,
+)
+def test_a_named_id_does_not_outvote_what_stands_in_the_image(
+    tmp_path: Path, content: object, found: str
+) -> None:
+    disk = make_image(tmp_path / "disk.raw", content)
+    with (
+        pytest.raises(RequestError) as refused,
+        imported_image(request(disk, release_id="cd" * 16), work=tmp_path, now=NOW),
+    ):
+        pass
+    assert found in str(refused.value.found)
+
+
+def test_an_id_may_be_named_that_also_stands_in_the_image(tmp_path: Path) -> None:
+    disk = make_image(tmp_path / "disk.raw", release())
     asked = request(disk, release_id=RELEASE_ID)
     with imported_image(asked, work=tmp_path, now=NOW) as imported:
         assert imported.facts.release_id == RELEASE_ID

@@ -5,17 +5,18 @@ change replaces one file as a whole, and no private key is ever lost: one that g
 stays as `release-<id>.key`.
 """
 
+import errno
 import hashlib
 import os
 import re
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from .core.trust import KEYS_MAX, key_id
-from .errors import Conflict, NotFound, RequestError
+from .errors import Conflict, NotFound, RequestError, Unavailable
 from .whole_files import FOR_ITS_OWNER, alone_in, replace_whole, sync, write_secret
 
 RELEASE_KEY: Final = "release.key"
@@ -58,7 +59,7 @@ def trust_key(folder: Path, pem: str) -> ReleaseKey:
     added = parse(pem)
     if len(added) != 1:
         raise RequestError("one key is trusted at a time", expected="1 key", found=len(added))
-    with _alone_in(folder):
+    with _changing(folder):
         known = trusted_keys(folder)
         same = [key for key in known if key.id == added[0].id]
         if same:
@@ -80,7 +81,7 @@ def drop_key(folder: Path, key: str, *, needed: int = 1) -> ReleaseKey:
     `needed` is how many keys the settings ask to have signed a release. Raises Conflict for
     the key in use or when fewer than needed would be left, NotFound for no or several keys.
     """
-    with _alone_in(folder):
+    with _changing(folder):
         known = trusted_keys(folder)
         gone = _named(known, key)
         if gone.is_in_use:
@@ -109,13 +110,20 @@ def new_release_key(folder: Path) -> ReleaseKey:
     private, public = new_pair()
     made = parse(public)[0]
     aside = folder / _file_name(made.id)
-    with _alone_in(folder):
+    with _changing(folder):
         known = trusted_keys(folder)
         if len(known) >= KEYS_MAX:
             raise Conflict("no more keys can be trusted", expected=f"at most {KEYS_MAX}")
         used = next(key for key in known if key.is_in_use)
         write_secret(aside, private)
-        _write_public(folder, (*known, made))
+        try:
+            _write_public(folder, (*known, made))
+        except OSError:
+            # Nobody trusts it, and nobody will.
+            if made.id not in {key.id for key in trusted_keys(folder)}:
+                with suppress(OSError):
+                    aside.unlink()
+            raise
         old = folder / _file_name(used.id)
         if not old.exists():
             os.link(folder / RELEASE_KEY, old)
@@ -208,5 +216,16 @@ def _file_name(key: str) -> str:
     return f"release-{key[:_ID_IN_NAME]}.key"
 
 
-def _alone_in(folder: Path) -> AbstractContextManager[None]:
-    return alone_in(folder, f"somebody else is changing the keys in {folder}")
+@contextmanager
+def _changing(folder: Path) -> Iterator[None]:
+    """Be the only one who changes the keys. Raises Unavailable where the disk does not do it."""
+    try:
+        with alone_in(folder, f"somebody else is changing the keys in {folder}"):
+            yield
+    except OSError as error:
+        raise Unavailable(
+            f"the keys in {folder} cannot be changed: {error.strerror}",
+            hint="free some space on that disk and try again; the key in use is the same as before"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else "may this user write there, and is that disk well? the key in use is the same",
+        ) from error

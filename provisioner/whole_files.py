@@ -16,12 +16,19 @@ _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def write_new(path: Path, text: str, mode: int) -> None:
-    """Write a new file, and wait until it is on the disk. Raises FileExistsError."""
+    """Write a new file, and wait until it is on the disk. Raises FileExistsError.
+
+    After any other error, such as that of a full disk, there is no file.
+    """
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with os.fdopen(file, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+    try:
+        with os.fdopen(file, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except (OSError, ValueError):
+        path.unlink(missing_ok=True)
+        raise
 
 
 def write_secret(path: Path, text: str) -> None:

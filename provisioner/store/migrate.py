@@ -7,6 +7,7 @@ from sqlalchemy import Connection, Engine, text
 
 from ..errors import ConfigError
 from .durable import prepare_effects
+from .serving import served
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 # Any number that nothing else in the database takes an advisory lock on.
@@ -17,16 +18,18 @@ def upgrade(engine: Engine) -> None:
     """Run the migrations that are missing, in one transaction. Repeatable; of two processes
     that begin at once, one waits.
 
-    Raises ConfigError when the SQLite file cannot be made.
+    Raises ConfigError when the SQLite file cannot be made, Unavailable when the database
+    does not serve, such as on a full disk.
     """
     if engine.dialect.name == "sqlite":
         _create_file(Path(str(engine.url.database)))
-    with engine.begin() as connection:
-        if engine.dialect.name != "sqlite":
-            lock = text("SELECT pg_advisory_xact_lock(:number)")
-            connection.execute(lock, {"number": MIGRATION_LOCK})
-        _migrate(connection)
-    prepare_effects(engine)
+    with served():
+        with engine.begin() as connection:
+            if engine.dialect.name != "sqlite":
+                lock = text("SELECT pg_advisory_xact_lock(:number)")
+                connection.execute(lock, {"number": MIGRATION_LOCK})
+            _migrate(connection)
+        prepare_effects(engine)
 
 
 def _create_file(path: Path) -> None:

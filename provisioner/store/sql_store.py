@@ -2,16 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Final
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ..core.contracts import Tx
-from ..errors import Unavailable
 from .engine import for_reading
 from .sealing import Sealing
+from .serving import served
 from .sql_fleet import FleetQueries
 from .sql_hosts import HostQueries
 from .sql_operations import OperationQueries
@@ -21,12 +18,6 @@ from .sql_records import EffectQueue, RecordQueries
 from .sql_releases import ReleaseQueries
 from .sql_services import ServiceQueries
 from .sql_sightings import SightingQueries
-
-# PostgreSQL: the transaction lost a race or a deadlock, and would succeed when tried again.
-_LOST_RACES: Final = ("40001", "40P01", "55P03")
-# PostgreSQL takes no writes: it stands by, and is perhaps to be the first one soon. The other
-# state is what a standby says to BEGIN READ WRITE, which the driver asks for after reading.
-_READ_ONLY: Final = ("25006", "0A000")
 
 
 class SqlTx(
@@ -69,23 +60,9 @@ class SqlStore:
 
     @contextmanager
     def _transaction(self, engine: Engine, *, writes: bool) -> Iterator[Tx]:
-        try:
-            with engine.connect() as connection, connection.begin() as transaction:
-                tx = SqlTx(connection, self._sealing, self._queue, writes=writes)
-                yield tx
-                tx.write_records()
-                if not writes:
-                    transaction.rollback()
-        except PoolTimeout as error:
-            raise Unavailable("all database connections are in use") from error
-        except DBAPIError as error:
-            if not _is_passing(error):
-                raise
-            # Not the error's text: it may show parameters, and hosts of the database.
-            raise Unavailable("the database cannot serve now", hint="try again later") from error
-
-
-def _is_passing(error: DBAPIError) -> bool:
-    if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
-        return True
-    return getattr(error.orig, "sqlstate", None) in (*_LOST_RACES, *_READ_ONLY)
+        with served(), engine.connect() as connection, connection.begin() as transaction:
+            tx = SqlTx(connection, self._sealing, self._queue, writes=writes)
+            yield tx
+            tx.write_records()
+            if not writes:
+                transaction.rollback()

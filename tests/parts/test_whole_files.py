@@ -59,3 +59,9 @@ def test_who_comes_second_into_a_folder_is_told_so(tmp_path: Path) -> None:
         raise AssertionError("nobody comes in")
     with alone_in(tmp_path, "gone again"):
         pass
+
+
+def test_a_new_file_that_cannot_be_written_whole_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UnicodeEncodeError):
+        write_secret(tmp_path / "secret", "half\ud800")
+    assert list(tmp_path.iterdir()) == []

@@ -57,17 +57,17 @@ def test_hosts_get_from_the_service_what_lies_in_the_bucket(
     indexes = [index for index, _ in published.stored_chunks()]
     digest = published.chunks[indexes[0]]
     assert digest is not None
-    with listening(wiring.boot_app(service)) as url:
+    with listening(wiring.boot_app(service)) as url, httpx.Client(timeout=60) as client:
         release = f"{url}/releases/{published.digest}"
-        assert httpx.get(f"{release}/manifest.json").content == published.to_bytes()
-        assert httpx.get(f"{release}/manifest.sig").json()["format"] == 1
-        frame = httpx.get(f"{url}/chunks/{digest[:2]}/{digest}").content
+        assert client.get(f"{release}/manifest.json").content == published.to_bytes()
+        assert client.get(f"{release}/manifest.sig").json()["format"] == 1
+        frame = client.get(f"{url}/chunks/{digest[:2]}/{digest}").content
         assert frame == service.archive.blobs.read(f"chunks/{digest[:2]}/{digest}", 1 << 20)
         spec = ",".join(map(str, indexes))
-        body = httpx.get(f"{release}/chunks/{spec}").content
+        body = client.get(f"{release}/chunks/{spec}").content
         assert next(bytes(one) for one in frames_in(memoryview(body))) == frame
         for path in (f"/releases/{'0' * 64}/manifest.json", f"/chunks/00/{'0' * 64}"):
-            assert httpx.get(f"{url}{path}").status_code == 404
+            assert client.get(f"{url}{path}").status_code == 404
 
 
 def test_what_is_revoked_and_given_up_leaves_the_bucket(

@@ -272,7 +272,7 @@ def test_power_cycle_comes_back_on(rack: Lab) -> None:
     ipmi(rack, "lab-1", "chassis", "power", "cycle")
     wait_for_boots(rack, "lab-1", before + 1)
     wait_for_power(rack, "lab-1", "on")
-    assert rack.boots("lab-1")[-1].cause == "power-on", "it was off meanwhile"
+    assert rack.boots("lab-1")[before].cause == "power-on", "it was off meanwhile"
 
 
 def test_soft_off_presses_the_power_button(rack: Lab) -> None:

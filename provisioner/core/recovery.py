@@ -159,8 +159,8 @@ FAILURES: Final[Mapping[str, Failure]] = {
 }  # fmt: skip
 # A person reconciled a restored database: what follows is theirs.
 A_PERSONS: Final = ("database_restored",)
-# What the service alone can know. It decides here what is done with a host and its disk, so
-# that no agent may say it.
+# What the service alone can know. Some of it decides what becomes of a host and its disk, so no
+# agent may say it.
 NOT_AN_AGENTS: Final = frozenset({
     *A_PERSONS,
     *("bmc_auth_failed", "bmc_unreachable", "bmc_busy", "bmc_rejected", "bmc_disobeyed"),
@@ -189,7 +189,8 @@ class Facts:
     `is_disk_written`: the disk holds what a deployment began and none has proven since.
     `floors` are the minimum versions by image, `failed_before` the releases that failed on
     this host, `refused` those that turned out not to be deployable, with the reason.
-    `is_retry_over`: it was decided before that there is no further attempt.
+    `is_retry_over`: it was decided before that there is no further attempt. `has_superseded`:
+    the operation's request took the place of what was to follow another one.
     """
 
     is_disk_written: bool
@@ -199,6 +200,7 @@ class Facts:
     failed_before: Collection[str] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     is_retry_over: bool = False
+    has_superseded: bool = False
 
 
 @dataclass(frozen=True)
@@ -248,6 +250,9 @@ def follow_up(
 
 def called_off(operation: Operation, facts: Facts) -> FollowUp | None:
     """Return what follows when a person stops a deployment, or what was to come after it."""
+    is_request = operation.pins.get(CAUSE, Cause.REQUEST) == Cause.REQUEST
+    if is_request and operation.started_at is None and not facts.has_superseded:
+        return None  # nothing was done, so the host is what it was before somebody asked
     if not facts.is_disk_written:
         return None
     why = f"{operation.id} was called off, and what its disk holds was never proven"

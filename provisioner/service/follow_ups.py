@@ -48,6 +48,8 @@ WAITING: Final = "waiting"
 TAKEN: Final = "taken"  # the next operation is under "operation"
 DROPPED: Final = "dropped"  # why is under "dropped"
 DONE: Final = "done"
+# Whose request dropped it, if that was the reason.
+SUPERSEDED_BY: Final = "superseded_by"
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,10 @@ def facts_of(
         failed_before={failure.release for failure in tx.failures_on(host.id)},
         refused=refused or {},
         is_retry_over=is_retry_over,
+        has_superseded=any(
+            (row.follow_up or {}).get(SUPERSEDED_BY) == operation.id
+            for row in operations_of(tx, host)
+        ),
     )
 
 
@@ -216,8 +222,9 @@ def drop(
 def supersede(tx: Tx, host: Host, by: Operation) -> None:
     """Drop what waits for this host: somebody has just asked for a deployment of it."""
     for waiting in tx.waiting_follow_ups(host.id):
-        why = f"superseded by {by.id}"
-        drop(tx, waiting, host, why, by.requested_by, by.requested_at)
+        kept = {**(waiting.follow_up or {}), SUPERSEDED_BY: by.id}
+        over, why = replace(waiting, follow_up=kept), f"superseded by {by.id}"
+        drop(tx, over, host, why, by.requested_by, by.requested_at)
 
 
 def hand_over(tx: Tx, host: Host, actor: str, now: datetime) -> None:

@@ -3,11 +3,11 @@ what was begun is finished, redone, or quarantined. No disk is left half. Over b
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
-from provisioner.core.lifecycle import NotAllowed
+from provisioner.core.lifecycle import HostEvent, NotAllowed, host_after
 from provisioner.core.model import BootDevice, HostState, Operation, Phase
 from provisioner.errors import Conflict, ProvisionerError, TrustError, Unavailable
 from tests.parts.recovery_site import (
@@ -206,6 +206,39 @@ def test_what_comes_due_in_maintenance_is_not_caught_up_on(site: Site) -> None:
     archive.error = None
     recovery.take_due()
     assert newest_of(site).id == failed.id
+
+
+def seen_ahead(site: Site) -> None:
+    """Host r1n1 runs, and was seen by a service whose restored database is older."""
+    running(site)
+    with site.store.begin() as tx:
+        host = site.hosts.show("r1n1")
+        tx.save_host(host_after(host, HostEvent.WRITE_STARTED))
+
+
+def released(site: Site) -> None:
+    """A person has lifted the quarantine of host r1n1, which is half-written, and started it."""
+    running(site)
+    failed = fail(site, request(site, "tiny@2"))
+    site.operations.cancel(failed.id, actor=ACTOR)
+    site.perform()
+    site.hosts.set_flags("r1n1", release_quarantine=True, actor=ACTOR)
+    site.bmc().power_on()
+
+
+@pytest.mark.parametrize("prepare", [seen_ahead, released])
+def test_a_request_that_never_started_leaves_the_host_as_it_was(
+    site: Site, prepare: Callable[[Site], None]
+) -> None:
+    prepare(site)
+    before = site.hosts.show("r1n1")
+    assert before.state is HostState.DIRTY
+    asked = request(site, "tiny@1")
+    site.operations.cancel(asked.id, actor=ACTOR)
+    site.perform()
+    host = site.hosts.show("r1n1")
+    assert host == replace(before, generation=host.generation)
+    assert site.bmc().is_on
 
 
 # --- at the same moment -------------------------------------------------------------------

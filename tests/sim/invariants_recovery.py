@@ -85,15 +85,24 @@ def _newly_over(world: World) -> list[OperationFacts]:
     return found
 
 
+def _is_called_off(operation: OperationFacts) -> bool:
+    """Return whether a person ended an operation, or what was to come after it."""
+    was_to_be_followed = operation.follow_up in (Next.RETRY, Next.ROLLBACK)
+    return operation.phase == Phase.CANCELLED or was_to_be_followed
+
+
 @about(Committed)
 def a_disk_that_was_written_is_proven_or_quarantined(saw: Committed, world: World) -> str | None:  # noqa: ARG001 # every judge is asked alike
     """When nothing follows a failure any more, its host is quarantined, with a reason, if its
     disk was written and not proven since; unless a person has it, as after reconciling, or
-    failures are left to them. A host whose disk was not written is not."""
+    failures are left to them. A host whose disk was not written is not, and what never started
+    leaves a host as it was."""
     for operation in _newly_over(world):
         host = world.ledger.now.host_of(operation)
         is_a_persons = host.is_flagged_by_hand or world.ledger.is_reconciling
         if is_a_persons or operation.error_code in A_PERSONS or not world.policy.is_automatic:
+            continue
+        if world.ledger.did_nothing(operation) and _is_called_off(operation):
             continue
         if host.id in world.ledger.unproven and not host.quarantine_reason:
             return f"{host.name} is left with half a disk after {operation.id}"

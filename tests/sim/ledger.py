@@ -26,7 +26,7 @@ SELECT id, host_id, kind, phase, generation, release, deadline_at, rung,
        json_extract(evidence, '$.healthy_since'),
        json_extract(evidence, '$.bmc_login_refused_at'), json_extract(error, '$.code'),
        json_extract(pins, '$.cause'), json_extract(pins, '$.after'),
-       json_extract(follow_up, '$.what'), follow_up_at, requested_at
+       json_extract(follow_up, '$.what'), follow_up_at, requested_at, started_at
 FROM operations"""
 _FINAL: Final = frozenset(phase.value for phase in FINAL)
 
@@ -78,6 +78,7 @@ class OperationFacts:
     follow_up: str | None  # what comes after this one: retry, rollback or quarantine
     follow_up_at: str | None
     requested_at: str
+    started_at: str | None
 
     @property
     def is_open(self) -> bool:
@@ -186,6 +187,7 @@ class Ledger:
         self.released: set[str] = set()
         self.permitted: set[str] = set()  # hosts, by id, that may have been written
         self.begun: set[str] = set()  # operations that were permitted to write
+        self.superseding: set[str] = set()  # operations whose request ended what was to follow
         self.ever_quarantined: set[str] = set()  # by name
         self.starts: list[Start] = []
         # Hosts, by id, whose newest system was proven and not touched since.
@@ -233,7 +235,10 @@ class Ledger:
         self.stuck_at_s, self.overdue_at_s = None, None
         self.committed_s = self._scheduler.now_s
         self._note_reconciliation()
+        ended = {one.host_id for was, one in self.changed if was and was.follow_up_at}
         for before, one in self.changed:
+            if before is None and one.after is None and one.host_id in ended:
+                self.superseding.add(one.id)
             if before is not None and before.phase == Phase.QUEUED and one.is_started:
                 was_healthy = self.is_healthy(one.host_id, self.before)
                 self.starts.append(Start(self.committed_s, one.host_id, was_healthy))
@@ -371,6 +376,12 @@ class Ledger:
         """Return whether it is remembered that this release has failed on this host."""
         query = "SELECT 1 FROM release_failures WHERE host_id = ? AND release = ?"
         return bool(self._database.rows(query, host_id, release))
+
+    def did_nothing(self, operation: OperationFacts) -> bool:
+        """Return whether an operation left its host as it was before somebody asked for it: it
+        has not started, follows none, and took the place of nothing that was to follow."""
+        is_alone = operation.after is None and operation.id not in self.superseding
+        return is_alone and operation.started_at is None
 
     def blames(self, operation_id: str) -> bool:
         """Return whether a release is remembered as failed because of this operation."""

@@ -105,7 +105,8 @@ def failed(code: str, chain: Chain = Chain(1, 3), **changes: Any) -> Operation: 
     """Return a deployment that failed with `code`, at this place of its chain."""
     pins = {**operation_in(Phase.QUEUED).pins, "release_name": "web@2", **chain.pins()}
     error = {"code": code, "message": "it did not work"} if code else None
-    return operation_in(Phase.FAILED, pins=pins, error=error, **changes)
+    known = operation_in(Phase.FAILED, pins=pins, error=error, started_at=NOW)
+    return replace(known, **changes)
 
 
 def facts(host: Host, *, is_written: bool, **changes: object) -> Facts:
@@ -200,6 +201,18 @@ def test_a_host_that_a_person_has_flagged_is_left_alone(
 def test_a_cancelled_deployment_leaves_no_disk_half(is_written: bool) -> None:
     decided = decide(replace(failed(""), phase=Phase.CANCELLED), is_written=is_written)
     assert what(decided) is (Next.QUARANTINE if is_written else None)
+
+
+@pytest.mark.parametrize("cause", Cause)
+@pytest.mark.parametrize("has_superseded", [True, False])
+def test_a_request_that_never_started_leaves_a_host_as_it_was(
+    cause: Cause, has_superseded: bool
+) -> None:
+    """But what follows another one, or took the place of that, ends as that would have."""
+    operation = failed("", Chain(1, 3, cause), phase=Phase.CANCELLED, started_at=None)
+    decided = decide(operation, has_superseded=has_superseded)
+    is_alone = cause is Cause.REQUEST and not has_superseded
+    assert what(decided) is (None if is_alone else Next.QUARANTINE)
 
 
 @pytest.mark.parametrize("code", PASSING)

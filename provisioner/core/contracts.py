@@ -149,7 +149,7 @@ class Tx(Protocol):
     def add_selection(self, selection: Selection) -> None: ...
     def selection(self, request_id: str) -> Selection | None: ...
     def loads(
-        self, *, started_after: datetime, not_by: str
+        self, *, started_after: datetime, started_until: datetime, not_by: str
     ) -> Mapping[str | None, Load]: ...  # by group; operations of `not_by` take no place
     def group_sizes(
         self, groups: Iterable[str]

@@ -5,7 +5,16 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from provisioner.core.contracts import Tx
-from provisioner.core.fleet import GROUP_LABEL, NOTHING_SELECTED, Fleet, Group, Load, Queued, Rules
+from provisioner.core.fleet import (
+    CLOCKS_APART,
+    GROUP_LABEL,
+    NOTHING_SELECTED,
+    Fleet,
+    Group,
+    Load,
+    Queued,
+    Rules,
+)
 from provisioner.core.guard import Facts, why_breaker_opens, why_waits
 from provisioner.core.model import Event, Host, Operation
 from provisioner.core.own_host import OwnHost, ServiceHosts, known_uuid
@@ -109,7 +118,10 @@ class GuardFacts:
 def _counts(
     tx: Tx, groups: Iterable[str | None], now: datetime
 ) -> tuple[Mapping[str | None, Load], Mapping[str, tuple[int, int]]]:
-    loads = tx.loads(started_after=now - STARTS_WINDOW, not_by=DISCOVERY_ACTOR)
+    # Starts of the future are those from before the clock was set back. They would count for
+    # as long as it was set back; forgotten, as many may start once more.
+    window = {"started_after": now - STARTS_WINDOW, "started_until": now + CLOCKS_APART}
+    loads = tx.loads(**window, not_by=DISCOVERY_ACTOR)
     return loads, tx.group_sizes(group for group in groups if group is not None)
 
 

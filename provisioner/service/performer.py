@@ -33,6 +33,7 @@ from provisioner.errors import (
 
 from .fence import CarefulBmc, Fence, Overtaken
 from .transitions import Transitions
+from .waited import Waited
 from .wishes import Wish, Wishes
 
 log = structlog.get_logger(__name__)
@@ -49,6 +50,8 @@ BUSY_PAUSE_S: Final = 5.0
 # A host that is off for our sake is not given up while its BMC restarts.
 RETURN_PATIENCE: Final = timedelta(minutes=5)
 RETURN_PAUSE_S: Final = 15.0
+# For so much of a patience an attempt counts at most, or a clock set forward would end it.
+ATTEMPT_MAX: Final = timedelta(minutes=2)
 WORKER: Final = "worker"
 # Where an operation's evidence keeps that its host was reset on its way back to the disk.
 RESET_AT: Final = "reset_at"
@@ -137,7 +140,8 @@ class Performer:
 
     def _with_retries(self, outgoing: Outgoing, operation: Operation, host: Host) -> E | None:
         """Make the effect true, in a few attempts. A wrong password is used in one only."""
-        began_at, attempts, effect = self._clock(), 0, outgoing.effect
+        waited, pause_s = Waited(self._clock, ATTEMPT_MAX), 0.0
+        attempts, effect = 0, outgoing.effect
         while True:
             assert host.bmc is not None
             try:
@@ -151,13 +155,14 @@ class Performer:
             except Exception as error:  # the top of an effect: raised, it would be lost
                 log.exception("bug", host=host.name, effect=str(effect))
                 failed = _bug(error, host)
-            lasted = self._clock() - began_at
+            lasted = waited.add(pause_s)
             is_busy = isinstance(failed, BmcBusy) and lasted < BUSY_PATIENCE
             attempts += not is_busy
-            pause_s = BUSY_PAUSE_S if is_busy else self._pause_after(attempts, effect, lasted)
-            if pause_s is None:
+            pause = BUSY_PAUSE_S if is_busy else self._pause_after(attempts, effect, lasted)
+            if pause is None:
                 raise _named(failed, host) from failed
             log.warning("BMC exchange failed", host=host.name, why=failed.message)
+            pause_s = pause
             self._pause(pause_s)
             # The host may have come into the network meanwhile, or been given up, or its BMC
             # been given another password.

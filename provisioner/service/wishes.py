@@ -31,6 +31,8 @@ from provisioner.errors import (
     DeviceError,
 )
 
+from .waited import Waited
+
 log = structlog.get_logger(__name__)
 
 # One read can be a lie or a moment; a host is off when this many reads in a row say so.
@@ -40,6 +42,8 @@ POWER_LIMIT: Final = timedelta(seconds=60)
 POLL_FIRST_S: Final = 0.5
 POLL_GROWTH: Final = 1.2
 POLL_MAX_S: Final = 2.0
+# A look counts for so much of a wait at most; one exchange is killed sooner than that.
+LOOK_MAX: Final = timedelta(seconds=30)
 
 
 @dataclass(frozen=True)
@@ -193,10 +197,12 @@ class Wishes:
 
     def _looks(self, limit: timedelta) -> Iterator[None]:
         """Yield at once and then at growing intervals, until `limit` has passed."""
-        ends_at, pause_s = self._clock() + limit, POLL_FIRST_S
-        while (left_s := (ends_at - self._clock()).total_seconds()) > 0:
+        waited, left_s, pause_s = Waited(self._clock, LOOK_MAX), limit.total_seconds(), POLL_FIRST_S
+        while left_s > 0:
             yield
-            self._pause(min(pause_s, left_s))
+            paused_s = min(pause_s, left_s)
+            self._pause(paused_s)
+            left_s = (limit - waited.add(paused_s)).total_seconds()
             pause_s = min(pause_s * POLL_GROWTH, POLL_MAX_S)
 
 

@@ -134,6 +134,7 @@ class Worker:
         """Look once at everything. After an outage nothing is ended at first: whoever could
         not be heard is given time to speak."""
         now = self._clock()
+        self._bound_intervals(now)
         if self._only_observes(now):
             return
         if self._seen_at is None or now - self._seen_at > OUTAGE:
@@ -152,6 +153,16 @@ class Worker:
             self.end_overdue()
             self._next_overdue = now + OVERDUE_EVERY
         self._seen_at = self._clock()
+
+    def _bound_intervals(self, now: datetime) -> None:
+        """Let nothing be further away than if its interval began now: a clock that is set back
+        would have it wait for as long as it was set back."""
+        self._next_mark = min(self._next_mark, now + MARK_EVERY)
+        self._next_start = min(self._next_start, now + WAITING_LOOK)
+        self._next_recovery = min(self._next_recovery, now + RECOVERY_EVERY)
+        self._next_overdue = min(self._next_overdue, now + OUTAGE_GRACE)
+        soon = now + CHECK_EVERY
+        self._next_check = {key: min(at, soon) for key, at in self._next_check.items()}
 
     def _only_observes(self, now: datetime) -> bool:
         """Hold the database against the mark now and then; say whether it was restored."""

@@ -36,9 +36,15 @@ class FleetQueries(Queries):
         row = self._one(select(requests).where(requests.c.id == request_id))
         return selection_of(row) if row is not None else None
 
-    def loads(self, *, started_after: datetime, not_by: str) -> Mapping[str | None, Load]:
+    def loads(
+        self, *, started_after: datetime, started_until: datetime, not_by: str
+    ) -> Mapping[str | None, Load]:
         """Return the load of each group, and under None that of hosts without one."""
-        values = {"started_after": started_after, "not_by": not_by}
+        values = {
+            "started_after": started_after,
+            "started_until": started_until,
+            "not_by": not_by,
+        }
         return {
             row["name"]: Load(row["in_flight"], row["started"], row["active_in_flight"])
             for row in self._all(_LOADS, values)
@@ -105,7 +111,10 @@ def _how_many(condition: ColumnElement[bool]) -> ColumnElement[Any]:
 
 def _loads() -> Select[Any]:
     is_in_flight = operations.c.phase.in_(_IN_FLIGHT_PHASES)
-    is_recent = operations.c.started_at > bindparam("started_after")
+    started_at = operations.c.started_at
+    is_recent = (started_at > bindparam("started_after")) & (
+        started_at <= bindparam("started_until")
+    )
     counts = operations.c.requested_by != bindparam("not_by")
     # Not the bare column: SQLite would then go through all hosts in the order of its
     # index, and not through what is in flight.

@@ -296,6 +296,7 @@ def _releases(
 def worker(settings: Settings, service: Service, reach: Reach | None = None) -> Worker:
     """Return the worker over an open service. One per process."""
     from .service.chance import utc_now
+    from .service.clock_watch import ClockWatch
     from .service.performer import Performer
     from .service.recovery import Recovery
     from .service.worker import Worker
@@ -318,6 +319,7 @@ def worker(settings: Settings, service: Service, reach: Reach | None = None) -> 
         utc_now,
         Recovery(service.store, service.transitions, service.archive, utc_now),
         high_water=service.high_water,
+        clock_watch=ClockWatch(service.store, utc_now),
     )
 
 

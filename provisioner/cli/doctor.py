@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -93,6 +94,7 @@ def _examine(config: Path | None, *, bmcs: bool) -> Iterator[Finding]:
         _space,
         _ramdisk,
         _database,
+        _clock,
         _own_host,
         _pinned_trust,
         _listeners,
@@ -203,6 +205,35 @@ def _only_observes(settings: "Settings") -> bool:
             service.close()
     except Exception:  # noqa: BLE001  whatever a driver raises
         return False
+
+
+def _clock(settings: "Settings") -> Iterator[Finding]:
+    """Whether this machine's clock agrees with the one that services share."""
+    from provisioner import wiring
+    from provisioner.service.chance import utc_now
+    from provisioner.service.clock_watch import ClockWatch
+
+    if settings.database.url.startswith("sqlite"):
+        return
+    try:
+        service = wiring.build(settings)
+        try:
+            ahead = ClockWatch(service.store, utc_now).ahead()
+        finally:
+            service.close()
+    except Exception:  # noqa: BLE001  whatever a driver raises, which is told elsewhere
+        return
+    yield clock_finding(ahead)
+
+
+def clock_finding(ahead: timedelta) -> Finding:
+    """Return what is said of a clock that is so far ahead of the database's."""
+    from provisioner.core.fleet import CLOCKS_APART
+    from provisioner.service import clock_watch
+
+    if abs(ahead) <= CLOCKS_APART:
+        return Finding(OK, "clock", "as the database's")
+    return Finding(FAIL, "clock", clock_watch.told(ahead), clock_watch.HINT)
 
 
 def _own_host(settings: "Settings") -> Iterator[Finding]:

@@ -222,7 +222,8 @@ class Tx(Protocol):
     ) -> Sequence[tuple[int, Event]]: ...  # (number, event), as audit_rows
     def enqueue(self, outgoing: Outgoing) -> None: ...
 
-    # the hosts that services on this database run on
+    # the services on this database, and what they have in common
+    def clock(self) -> datetime | None: ...  # its own, as it answers; None: it has none
     def save_service(self, service: ServiceHost) -> None: ...  # in place of what it said before
     def services(self) -> Sequence[ServiceHost]: ...  # by name
     def delete_service(self, name: str) -> bool: ...  # False: there is none

@@ -27,6 +27,7 @@ from provisioner.core.profile import SOAK_MAX_S, Check, Health, ProfileUnreadabl
 from provisioner.errors import ProvisionerError, Unavailable
 
 from .agent_orders import pinned_profile
+from .clock_watch import ClockWatch
 from .health import CHECK_LIMIT_S, Finding, check_all
 from .performer import Performer
 from .proof import HEALTHY_SINCE, REPORT, is_overtaken, judge
@@ -72,6 +73,7 @@ class Worker:
         recovery: Recovery,
         *,
         high_water: HighWater | None = None,
+        clock_watch: ClockWatch | None = None,
         examine: Examine = check_all,
         checkers: Executor | None = None,
         recoverer: Executor | None = None,
@@ -91,7 +93,7 @@ class Worker:
         self._waits = Waits(store, transitions.guard, clock)
         self._has_waiting = False
         self._next_start = clock()
-        self._high_water = high_water
+        self._high_water, self._clock_watch = high_water, clock_watch
         self._next_mark = clock()
         self._examine = examine
         self._checkers = checkers or ThreadPoolExecutor(CHECKERS_MAX, thread_name_prefix="health")
@@ -135,7 +137,8 @@ class Worker:
         not be heard is given time to speak."""
         now = self._clock()
         self._bound_intervals(now)
-        if self._only_observes(now):
+        is_wrong = self._clock_watch is not None and self._clock_watch.is_wrong()
+        if is_wrong or self._only_observes(now):
             return
         if self._seen_at is None or now - self._seen_at > OUTAGE:
             self._next_overdue = now + OUTAGE_GRACE

@@ -1,19 +1,27 @@
-"""The hosts that services on this database run on, in SQL."""
+"""The hosts that services on this database run on, and the clock they share, in SQL."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Final
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from ..core.own_host import OwnHost, ServiceHost
 from .rows import Row
 from .sql import Queries
 from .tables import services
 
+_CLOCK: Final = select(func.clock_timestamp())  # now() is when the transaction began
 _ALL: Final = select(services).order_by(services.c.name)
 
 
 class ServiceQueries(Queries):
+    def clock(self) -> datetime | None:
+        if self._is_sqlite:
+            return None
+        now: datetime = self._connection.execute(_CLOCK).scalar_one()
+        return now.astimezone(UTC)
+
     def save_service(self, service: ServiceHost) -> None:
         found = service.found
         row = {

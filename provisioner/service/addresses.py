@@ -37,6 +37,13 @@ class Addresses:
     def is_own(self, source: str) -> bool:
         return source in self._own
 
+    def has_moved(self, before: str, source: str) -> bool:
+        """Say whether what came from `before` comes from elsewhere now, where our own DHCP
+        fixes addresses."""
+        if source == before or self.is_own(source):
+            return False
+        return self._leases() is not None
+
     def doubt(self, macs: Collection[str], source: str) -> str | None:
         """Return why a host with these MACs cannot be the one at `source`; None when it can.
 

@@ -194,13 +194,11 @@ class TokenLifetime:
 
 
 def session_of(
-    tx: Tx, token: str, now: datetime, lifetime: TokenLifetime, *, ended: bool = False
+    tx: Tx, token: str, now: datetime, *, ended: bool = False
 ) -> tuple[AgentToken, Operation, Host]:
-    """Return whom an agent's token speaks for, and let it live on. Raises TokenRefused when it
-    does not (any more).
+    """Return whom an agent's token speaks for. Raises TokenRefused when it does not (any more).
 
-    `ended` takes the word of an agent whose operation has ended: a repeated last report. That
-    renews nothing.
+    `ended` takes the word of an agent whose operation has ended: a repeated last report.
     """
     check_acting(tx)
     agent = tx.agent_token(digest_of(token))
@@ -217,8 +215,6 @@ def session_of(
             expected=host.generation,
             found=agent.generation,
         )
-    if not operation.is_final:
-        lifetime.renew(tx, agent, now)
     return agent, operation, host
 
 

@@ -25,7 +25,6 @@ from .agent_access import (
     is_repeat,
     known_ticket,
     note_refused_ticket,
-    session_of,
     session_record,
     used_ticket,
 )
@@ -51,6 +50,7 @@ from .identity import (
 from .identity import TicketRefused as TicketRefused
 from .identity import TokenRefused as TokenRefused
 from .permissions import Permissions
+from .token_sessions import ADDRESS, TokenSessions
 from .transitions import Transitions
 
 
@@ -81,9 +81,8 @@ class AgentSessions:
         self._clock = clock
         self._derived = derived
         self._places = Places(boot_url, mirrors)
-        self._permissions = Permissions(
-            store, transitions, clock, derived, self._lifetime, vendor_data
-        )
+        self._sessions = TokenSessions(store, clock, self._lifetime, self._addresses)
+        self._permissions = Permissions(self._sessions, transitions, clock, derived, vendor_data)
         self._homecoming = Homecoming(store, transitions, clock, derived)
 
     def hello(self, body: Json, source: str) -> Json:
@@ -183,7 +182,7 @@ class AgentSessions:
             E.REPORTED if again else E.AGENT_SEEN,
             generation=operation.generation,
             actor=AGENT,
-            evidence={"agent_address": source, SESSION: session_record(said)},
+            evidence={ADDRESS: source, SESSION: session_record(said)},
         )
         text = "agent says hello again, without an answer yet" if again else "agent says hello"
         tx.add_event(event_of(now, "agent", text, host, operation))
@@ -213,11 +212,11 @@ class AgentSessions:
                 hint="is another DHCP server on the provisioning network?",
             )
 
-    def authorise(self, token: str, body: Json) -> Json:
+    def authorise(self, token: str, body: Json, source: str) -> Json:
         """Answer who asks to write. See `Permissions`."""
-        return self._permissions.authorise(token, body)
+        return self._permissions.authorise(token, body, source)
 
-    def progress(self, token: str, body: Json) -> Json:
+    def progress(self, token: str, body: Json, source: str) -> Json:
         """Save a heartbeat. Raises when the agent must stop before its next write."""
         generation = number_in(body, "generation")
         report: Json = {
@@ -225,8 +224,8 @@ class AgentSessions:
             for key in ("done_bytes", "total_bytes", "fetched_bytes", "written_bytes")
             if key in body
         }
-        with self._store.begin() as tx:
-            _, operation, _ = session_of(tx, token, self._clock(), self._lifetime)
+        with self._sessions.open(token, source) as session:
+            tx, operation = session.tx, session.operation
             check_not_revoked(tx, operation)
             is_verifying = body.get("phase") == "verifying"
             event = E.WRITTEN if is_verifying and operation.phase is Phase.WRITING else E.REPORTED
@@ -235,17 +234,17 @@ class AgentSessions:
             )
             return {"go_on": True}
 
-    def seed(self, token: str, body: Json) -> Json:
+    def seed(self, token: str, body: Json, source: str) -> Json:
         """Return the seed, once. See `Permissions`."""
-        return self._permissions.seed(token, body)
+        return self._permissions.seed(token, body, source)
 
-    def failed(self, token: str, body: Json) -> Json:
+    def failed(self, token: str, body: Json, source: str) -> Json:
         """Save why the agent gave up, and tell it when it is to stay in the ramdisk.
         Repeatable."""
         generation = number_in(body, "generation")
         error = error_in(body)
-        with self._store.begin() as tx:
-            _, operation, host = session_of(tx, token, self._clock(), self._lifetime, ended=True)
+        with self._sessions.open(token, source, ended=True) as session:
+            tx, operation, host = session.tx, session.operation, session.host
             if not operation.is_final:
                 self._transitions.apply(
                     tx,
@@ -258,7 +257,7 @@ class AgentSessions:
             is_kept = self._transitions.keeps_in_ramdisk(tx.host(host.id))
             return {"then": "stay"} if is_kept else {}
 
-    def done(self, token: str, body: Json) -> Json:
+    def done(self, token: str, body: Json, source: str) -> Json:
         """Save that everything was written and read back. Repeatable."""
         generation, release = number_in(body, "generation"), text_in(body, "release")
         evidence: Json = {
@@ -266,8 +265,8 @@ class AgentSessions:
             "fetched_bytes": number_in(body, "fetched_bytes"),
             "agent_seconds": seconds_in(body),
         }
-        with self._store.begin() as tx:
-            _, operation, host = session_of(tx, token, self._clock(), self._lifetime)
+        with self._sessions.open(token, source) as session:
+            tx, operation, host = session.tx, session.operation, session.host
             if release != operation.release:
                 raise TrustError(
                     "the agent wrote another release",
@@ -293,15 +292,15 @@ class AgentSessions:
                 )
             return {"restart": "reboot"}
 
-    def compared(self, token: str, body: Json) -> Json:
+    def compared(self, token: str, body: Json, source: str) -> Json:
         """Save what a comparison found; nothing was written. Repeatable."""
         generation = number_in(body, "generation")
         counts = ("compared_chunks", "differing_chunks", "differing_bytes")
         evidence: Json = {key: number_in(body, key) for key in counts}
         evidence["agent_seconds"] = seconds_in(body)
         now = self._clock()
-        with self._store.begin() as tx:
-            _, operation, host = session_of(tx, token, now, self._lifetime, ended=True)
+        with self._sessions.open(token, source, ended=True) as session:
+            tx, operation, host = session.tx, session.operation, session.host
             if operation.phase is not Phase.SUCCEEDED:
                 self._transitions.apply(
                     tx,

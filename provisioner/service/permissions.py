@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from provisioner.core.contracts import AgentToken, Clock, Store, Tx
+from provisioner.core.contracts import AgentToken, Clock, Tx
 from provisioner.core.disks import Disk, DiskRule, NoDiskMatches, SeveralDisksMatch, choose_disk
 from provisioner.core.guard import (
     WritePermit,
@@ -17,12 +17,13 @@ from provisioner.core.lifecycle import E
 from provisioner.core.model import Host, Json, Kind, Operation, Phase, Profile
 from provisioner.errors import Gone
 
-from .agent_access import AGENT, TokenLifetime, check_not_revoked, session_of
+from .agent_access import AGENT, check_not_revoked
 from .agent_bodies import event_of, number_in, object_in, text_in
 from .agent_orders import pinned_profile
 from .chance import Derived
 from .identity import TokenRefused
 from .seeds import render_seed
+from .token_sessions import Session, TokenSessions
 from .transitions import Transitions
 
 PERMISSION_S: Final = 30
@@ -46,34 +47,32 @@ class Permissions:
 
     def __init__(
         self,
-        store: Store,
+        sessions: TokenSessions,
         transitions: Transitions,
         clock: Clock,
         derived: Derived,
-        lifetime: TokenLifetime,
         vendor_data: Callable[[str], str],
     ) -> None:
-        self._store = store
+        self._sessions = sessions
         self._transitions = transitions
         self._clock = clock
         self._derived = derived
-        self._lifetime = lifetime
         self._vendor_data = vendor_data
 
-    def authorise(self, token: str, body: Json) -> Json:
+    def authorise(self, token: str, body: Json, source: str) -> Json:
         """Return a permission to write, or raise WriteRefused. The host is saved as dirty,
         in the same transaction, before the agent hears of it."""
-        with self._noting_refusals(token):
-            return self._authorise(token, body)
+        with self._noting_refusals(token, source):
+            return self._authorise(token, body, source)
 
-    def _authorise(self, token: str, body: Json) -> Json:
+    def _authorise(self, token: str, body: Json, source: str) -> Json:
         generation, release = number_in(body, "generation"), text_in(body, "release")
         disk = Disk.from_dict({"rotational": False, "bus": "virtio", **object_in(body, "disk")})
         now = self._clock()
-        with self._store.begin() as tx:
-            agent, operation, host = session_of(tx, token, self._clock(), self._lifetime)
+        with self._sessions.open(token, source) as session:
+            tx, operation, host = session.tx, session.operation, session.host
             chosen = self._chosen_disk(tx, operation, host)
-            asked = WriteRequest(agent.host_id, generation, release, disk)
+            asked = WriteRequest(session.agent.host_id, generation, release, disk)
             permit = self._permit(tx, asked, operation, host, chosen)
             first = operation.phase is Phase.PREPARING
             self._transitions.apply(
@@ -90,34 +89,36 @@ class Permissions:
                 tx.add_event(event_of(now, "agent", where, host, operation))
             return {"permitted": True, "expires_in_s": PERMISSION_S}
 
-    def seed(self, token: str, body: Json) -> Json:
+    def seed(self, token: str, body: Json, source: str) -> Json:
         """Return the seed, once, to the agent that may write still. Raises Gone the second time,
         and WriteRefused when its permission would not be renewed."""
         generation = number_in(body, "generation")
-        with self._noting_refusals(token), self._store.begin() as tx:
-            documents, host = self._take_seed(tx, token, generation)
+        with self._noting_refusals(token, source), self._sessions.open(token, source) as session:
+            documents = self._take_seed(session, generation)
         if documents is None:
             raise Gone(
-                "the seed has left already", host=host.name, hint="reimage the host for a new one"
+                "the seed has left already",
+                host=session.host.name,
+                hint="reimage the host for a new one",
             )
         return documents
 
-    def _take_seed(self, tx: Tx, token: str, generation: int) -> tuple[Json | None, Host]:
+    def _take_seed(self, session: Session, generation: int) -> Json | None:
         """Return the seed, and note that it leaves; None when it has left before. One that
         cannot be rendered was not taken."""
         now = self._clock()
-        agent, operation, host = session_of(tx, token, now, self._lifetime)
+        tx, operation, host = session.tx, session.operation, session.host
         documents: Json | None = None
         has_left = tx.is_seed_taken(operation.id)
         if not has_left:
-            self._check_seed(tx, agent, operation, host, generation)
+            self._check_seed(tx, session.agent, operation, host, generation)
             documents = self._rendered(tx, operation, host)
             tx.take_seed(operation.id, now)
         text = "seed asked for a second time, refused" if has_left else "seed handed out"
         tx.add_event(event_of(now, "agent", text, host, operation))
         action = "seed.refused" if has_left else "seed.taken"
         tx.audit(now, AGENT, action, host.name, {"operation": operation.id})
-        return documents, host
+        return documents
 
     def _rendered(self, tx: Tx, operation: Operation, host: Host) -> Json:
         profile = _profile_to_write(tx, operation, host)
@@ -154,16 +155,16 @@ class Permissions:
         return authorise_write(asked, operation, host, chosen, facts, now=self._clock())
 
     @contextmanager
-    def _noting_refusals(self, token: str) -> Iterator[None]:
+    def _noting_refusals(self, token: str, source: str) -> Iterator[None]:
         """Record what the guard refuses, when its transaction is over."""
         try:
             yield
         except (WriteRefused, NoneToWrite, SeveralToWrite) as error:
-            with self._store.begin() as tx:
-                _, operation, host = session_of(tx, token, self._clock(), self._lifetime)
+            with self._sessions.open(token, source) as session:
+                host, operation = session.host, session.operation
                 now, why = self._clock(), f"write refused: {error.message}"
-                tx.add_event(event_of(now, "agent", why, host, operation))
-                tx.audit(now, AGENT, "write.refused", host.name, error.as_dict())
+                session.tx.add_event(event_of(now, "agent", why, host, operation))
+                session.tx.audit(now, AGENT, "write.refused", host.name, error.as_dict())
             raise
 
     def _chosen_disk(self, tx: Tx, operation: Operation, host: Host) -> Disk:

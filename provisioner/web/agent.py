@@ -47,27 +47,27 @@ def create_app(service: AgentListener) -> Flask:
 
     @app.post("/agent/v1/authorise")
     def authorise() -> Response:
-        return jsonify(agents.authorise(bearer(), json_object()))
+        return jsonify(agents.authorise(bearer(), json_object(), peer()))
 
     @app.post("/agent/v1/progress")
     def progress() -> Response:
-        return jsonify(agents.progress(bearer(), json_object()))
+        return jsonify(agents.progress(bearer(), json_object(), peer()))
 
     @app.post("/agent/v1/seed")
     def seed() -> Response:
-        return jsonify(agents.seed(bearer(), json_object()))
+        return jsonify(agents.seed(bearer(), json_object(), peer()))
 
     @app.post("/agent/v1/failed")
     def failed() -> Response:
-        return jsonify(agents.failed(bearer(), json_object()))
+        return jsonify(agents.failed(bearer(), json_object(), peer()))
 
     @app.post("/agent/v1/done")
     def done() -> Response:
-        return jsonify(agents.done(bearer(), json_object()))
+        return jsonify(agents.done(bearer(), json_object(), peer()))
 
     @app.post("/agent/v1/compared")
     def compared() -> Response:
-        return jsonify(agents.compared(bearer(), json_object()))
+        return jsonify(agents.compared(bearer(), json_object(), peer()))
 
     @app.post("/report/v1/phone-home")
     def phone_home() -> Response:

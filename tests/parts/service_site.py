@@ -208,6 +208,7 @@ class Agent:
     generation: int = 0
     release: str = ""
     inventory: Json = field(default_factory=dict)
+    source: str = GATEWAY
 
     def __post_init__(self) -> None:
         self.inventory = self.inventory or inventory(self.number)
@@ -221,7 +222,7 @@ class Agent:
 
     def hello(self) -> Json:
         body = {"ticket": self.ticket, "inventory": self.inventory, "agent_version": "1"}
-        told = self.site.agents.hello(body, GATEWAY)
+        told = self.site.agents.hello(body, self.source)
         self.token, self.generation = told["token"], told["generation"]
         self.release = told["release"]
         return told
@@ -231,17 +232,19 @@ class Agent:
             key: self.inventory["disks"][0][key] for key in ("name", "serial", "wwn", "size_bytes")
         }
         body = {"release": self.release, "disk": {**own, **disk}}
-        return self.site.agents.authorise(self.token, self._with(body))
+        return self.site.agents.authorise(self.token, self._with(body), self.source)
 
     def progress(self, phase: str = "writing", **counted: int) -> Json:
-        return self.site.agents.progress(self.token, self._with({"phase": phase, **counted}))
+        return self.site.agents.progress(
+            self.token, self._with({"phase": phase, **counted}), self.source
+        )
 
     def seed(self) -> Json:
-        return self.site.agents.seed(self.token, self._with({}))
+        return self.site.agents.seed(self.token, self._with({}), self.source)
 
     def failed(self, code: str = "disk_failed") -> Json:
         body = {"code": code, "message": "the disk did not take it", "expected": 1, "found": 0}
-        return self.site.agents.failed(self.token, self._with(body))
+        return self.site.agents.failed(self.token, self._with(body), self.source)
 
     def compared(self, differing_chunks: int = 0) -> Json:
         body = {
@@ -250,11 +253,11 @@ class Agent:
             "differing_bytes": differing_chunks * 65536,
             "seconds": {"comparing": 0.5},
         }
-        return self.site.agents.compared(self.token, self._with(body))
+        return self.site.agents.compared(self.token, self._with(body), self.source)
 
     def done(self) -> Json:
         body = {"release": self.release, "written_bytes": 5, "fetched_bytes": 3, "seconds": {}}
-        return self.site.agents.done(self.token, self._with(body))
+        return self.site.agents.done(self.token, self._with(body), self.source)
 
     def _with(self, body: Json) -> Json:
         return {"generation": self.generation, **body}

@@ -117,7 +117,9 @@ def test_a_comparison_says_how_much_differs(cli: Cli, site: Site) -> None:
     assert agent.hello()["mode"] == "verify"
     body = {"compared_chunks": 1000, "differing_chunks": 7, "differing_bytes": 7 * 65536}
     site.agents.compared(
-        agent.token, {"generation": agent.generation, **body, "seconds": {"comparing": 1.5}}
+        agent.token,
+        {"generation": agent.generation, **body, "seconds": {"comparing": 1.5}},
+        agent.source,
     )
     site.perform()
     done = cli("operation", "watch", queued[0]["id"])

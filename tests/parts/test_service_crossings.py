@@ -180,7 +180,7 @@ def test_odd_texts_from_the_wire_are_refused_or_kept_and_no_bug(site: Site, odd:
     agent = Agent(site, inventory=inventory(serial=odd)).boots()
     agent.hello()
     report = {"code": odd, "message": odd, "found": {odd: [odd]}}
-    site.agents.failed(agent.token, {"generation": agent.generation, **report})
+    site.agents.failed(agent.token, {"generation": agent.generation, **report}, agent.source)
     assert site.audit.verify() > 0
     with pytest.raises(ProvisionerError):
         site.agents.phone_home({"nonce": f"op_x.{odd}"}, "x")

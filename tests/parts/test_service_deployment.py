@@ -328,6 +328,7 @@ def test_none_or_several_disks_that_fit_are_not_written(
         site.agents.authorise(
             agent.token,
             {"generation": 1, "release": agent.release, "disk": {**one, "serial": "S0"}},
+            agent.source,
         )
     assert caught.value.code in ("no_disk_matches", "several_disks_match")
     assert site.hosts.show("r1n1").state is HostState.DIRTY  # inspected, and not known further

@@ -287,6 +287,7 @@ def test_what_is_kept_of_a_report_is_bounded(site: Site, agent: Agent) -> None:
     site.agents.failed(
         agent.token,
         {"generation": agent.generation, "code": "x", "message": "m", "found": "f" * 500_000},
+        agent.source,
     )
     error = agent.operation().error
     assert error is not None

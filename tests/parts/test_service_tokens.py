@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from provisioner.core.bootplan import Ramdisk
 from provisioner.core.model import Phase
 from provisioner.errors import Gone, ProvisionerError, TrustError
 from provisioner.service.agent_access import SERVICE_AWAY_MAX, TokenLifetime
@@ -16,7 +17,16 @@ from provisioner.service.agents import TokenRefused
 from provisioner.service.chance import digest_of
 from provisioner.web.agent import create_app
 from tests.parts.http_listener import listening
-from tests.parts.service_site import ACTOR, PROFILE_SECRET, Agent, Site, inventory, tamper
+from tests.parts.service_site import (
+    ACTOR,
+    PROFILE_SECRET,
+    Agent,
+    Site,
+    inventory,
+    mac,
+    state_of,
+    tamper,
+)
 from tests.parts.test_service_tickets import line_with
 
 LIFETIME = TokenLifetime(timedelta(minutes=3)).lifetime
@@ -189,6 +199,58 @@ def test_a_seed_whose_answer_was_lost_ends_the_deployment(url: str, site: Site) 
     (operation,) = site.operations.list("r1n1")
     assert (operation.phase, (operation.error or {})["code"]) == (Phase.FAILED, "seed_gone")
     assert say("seed").status_code == 403
+
+
+# --- from where it is used ----------------------------------------------------------------------
+
+OWN, ELSEWHERE = "127.0.0.5", "127.0.0.6"
+
+
+def calling(url: str, source: str, path: str, token: str = "", **body: Any) -> httpx.Response:
+    """Call the agent listener from an address, as whoever has that address does."""
+    with httpx.Client(transport=httpx.HTTPTransport(local_address=source)) as client:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return client.post(f"{url}/agent/v1/{path}", json=body, headers=headers)
+
+
+def told_hello(url: str, site: Site) -> dict[str, Any]:
+    """Let host r1n1 say hello from its own address."""
+    site.add_host()
+    site.deploy("r1n1")
+    site.perform()
+    plan = site.ask(source=OWN)
+    assert isinstance(plan, Ramdisk), plan
+    ticket = plan.ticket.reveal()
+    answer = calling(url, OWN, "hello", ticket=ticket, inventory=inventory())
+    assert answer.is_success, answer.text
+    return dict(answer.json())
+
+
+@pytest.mark.parametrize("call", [*CALLS, "compared"])
+def test_public_a_stolen_token_is_refused_where_our_dhcp_gives_the_address(
+    url: str, site: Site, call: str
+) -> None:
+    site.leases[mac(1)] = frozenset({OWN})
+    told = told_hello(url, site)
+    disk = {"name": "vda", "serial": "LAB-r1n1-0", "wwn": None, "size_bytes": 8 * 1024**3}
+    counts = dict.fromkeys(("written_bytes", "fetched_bytes", "compared_chunks"), 1)
+    counts |= {"differing_chunks": 0, "differing_bytes": 0, "generation": told["generation"]}
+    said = {"release": told["release"], "disk": disk, "seconds": {}, "code": "x", "message": "m"}
+    before = state_of(site)
+    refused = calling(url, ELSEWHERE, call, told["token"], **counts, **said)
+    assert (refused.status_code, refused.json()["code"]) == (403, "token_refused")
+    assert state_of(site) == before
+    line = line_with(site, "agent token refused")
+    assert ELSEWHERE in line.text
+    assert line.host_id == site.hosts.show("r1n1").id
+    own = calling(url, OWN, "authorise", told["token"], **counts, **said)
+    assert own.json()["permitted"] is True
+
+
+def test_where_others_give_out_addresses_a_token_may_move(url: str, site: Site) -> None:
+    told = told_hello(url, site)
+    said = {"generation": told["generation"], "done_bytes": 1}
+    assert calling(url, ELSEWHERE, "progress", told["token"], **said).is_success
 
 
 # --- the reporter's nonce -------------------------------------------------------------------------

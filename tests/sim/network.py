@@ -86,7 +86,7 @@ class Network:
         """Carry one of the agent's calls that need a token."""
 
         def handle(service: ServiceProcess) -> dict[str, Any]:
-            answer: dict[str, Any] = getattr(service.agents, what)(token, body)
+            answer: dict[str, Any] = getattr(service.agents, what)(token, body, host.address)
             operation = self._world.ledger.operation_of_token(digest_of(token)) or "?"
             if what not in ("failed", "compared"):  # which may be said once more
                 self._world.saw(AgentAnswered(what, operation))

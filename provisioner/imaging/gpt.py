@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import struct
 import uuid
-import zlib
+from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
-from provisioner.core.manifest import PARTITIONS_MAX, Partition
+from provisioner.agent import layout
+from provisioner.agent.problems import ImageUnfit
+from provisioner.core.manifest import Partition
 from provisioner.errors import RequestError
 
-SECTOR_BYTES: Final = 512
-ENTRY_BYTES: Final = 128
-
-# Signature, revision, header size, header CRC, reserved, this and the other header's
-# sector, first and last usable sector, disk GUID, sector of the entries, their number,
-# their size, their CRC.
-_HEADER: Final = struct.Struct("<8sIIIIQQQQ16sQIII")
-_ENTRY: Final = struct.Struct("<16s16sQQQ72s")
-_UNUSED: Final = bytes(16)
+SECTOR_BYTES: Final = layout.SECTOR_BYTES
+# The header's last usable sector, of which the agent takes no notice: it writes a header anew.
+_LAST_USABLE: Final = struct.Struct(f"<{SECTOR_BYTES + 48}xQ")
 
 LINUX_FILESYSTEM: Final = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
 # Discoverable Partitions Specification: root on x86-64 and on 64-bit ARM.
@@ -36,20 +32,26 @@ BIOS_BOOT: Final = "21686148-6449-6E6F-744E-656564454649"
 def read_partitions(image: Path) -> tuple[Partition, ...]:
     """Return the used partitions of a raw image with 512-byte sectors, by number.
 
-    Raises RequestError when there is no sound GPT, or when a partition ends
-    behind the image.
+    Raises RequestError for what the agent would refuse to write, by the agent's own reader;
+    and for partitions that overlap or lie outside of the usable sectors or the image.
     """
     size_bytes = image.stat().st_size
+    if size_bytes % SECTOR_BYTES:
+        raise _refusal(image, f"whole sectors of {SECTOR_BYTES} bytes", f"{size_bytes} bytes")
     with image.open("rb") as disk:
-        entries = _entries(disk, image)
-    partitions = []
-    for index in range(len(entries) // ENTRY_BYTES):
-        entry = entries[index * ENTRY_BYTES : (index + 1) * ENTRY_BYTES]
-        if partition := _partition(index + 1, entry):
-            if partition.start_bytes + partition.size_bytes > size_bytes:
-                raise _refusal(image, f"partition {partition.number} within the image", "beyond")
-            partitions.append(partition)
-    return tuple(partitions)
+        head = disk.read(layout.HEAD_BYTES)
+    try:
+        table = layout.read_table(head)
+        _check_places(image, table, *_usable(table, head, size_bytes))
+        layout.plan_layout(
+            head, image_bytes=size_bytes, disk_bytes=layout.smallest_disk_bytes(size_bytes)
+        )
+    except ImageUnfit as error:
+        expected, found = error.expected, error.found
+        if expected is None:
+            expected, found = "a GUID partition table that the agent can write", error.message
+        raise _refusal(image, str(expected), found) from error
+    return tuple(_partition(part) for part in table.parts)
 
 
 def root_partition(partitions: tuple[Partition, ...]) -> Partition | None:
@@ -69,44 +71,40 @@ def firmware_of(partitions: tuple[Partition, ...]) -> tuple[str, ...]:
     return tuple(name for name, guid in pairs if guid in types)
 
 
-def _entries(disk: BinaryIO, image: Path) -> bytes:
-    """Return the table's entries after checking both checksums."""
-    disk.seek(SECTOR_BYTES)
-    sector = disk.read(SECTOR_BYTES)
-    if len(sector) < SECTOR_BYTES or sector[:8] != b"EFI PART":
-        raise _refusal(image, "a GUID partition table", "none")
-    fields = _HEADER.unpack_from(sector)
-    header_bytes, header_crc = fields[2], fields[3]
-    first_sector, count, entry_bytes, entries_crc = fields[10:14]
-    if not _HEADER.size <= header_bytes <= SECTOR_BYTES:
-        raise _refusal(image, "a GPT header of 92 to 512 bytes", header_bytes)
-    blanked = sector[:16] + bytes(4) + sector[20:header_bytes]
-    if zlib.crc32(blanked) != header_crc:
-        raise _refusal(image, "a GPT header with a correct checksum", "a wrong one")
-    if entry_bytes != ENTRY_BYTES or count > PARTITIONS_MAX:
-        raise _refusal(
-            image,
-            f"at most {PARTITIONS_MAX} entries of {ENTRY_BYTES} bytes",
-            f"{count} of {entry_bytes}",
-        )
-    disk.seek(first_sector * SECTOR_BYTES)
-    entries = disk.read(count * entry_bytes)
-    if zlib.crc32(entries) != entries_crc:
-        raise _refusal(image, "GPT entries with a correct checksum", "a wrong one")
-    return entries
+def _usable(table: layout.Table, head: bytes, size_bytes: int) -> tuple[int, int]:
+    """Return the first and the last sector in which partitions may lie."""
+    last = _LAST_USABLE.unpack_from(head)[0]
+    return (
+        max(table.first_usable, layout.HEAD_BYTES // SECTOR_BYTES),
+        min(last, size_bytes // SECTOR_BYTES - 1),
+    )
 
 
-def _partition(number: int, entry: bytes) -> Partition | None:
-    kind, _unique, first, last, _attributes, label = _ENTRY.unpack(entry)
-    if kind == _UNUSED:
-        return None
-    name = label.decode("utf-16-le", "replace").split("\0")[0]
+def _check_places(image: Path, table: layout.Table, lowest: int, highest: int) -> None:
+    for part in table.parts:
+        if not lowest <= part.first <= part.last <= highest:
+            raise _refusal(
+                image,
+                f"partition {part.number} within the sectors {lowest} to {highest}",
+                f"sectors {part.first} to {part.last}",
+            )
+    for one, other in pairwise(sorted(table.parts, key=lambda part: part.first)):
+        if other.first <= one.last:
+            raise _refusal(
+                image,
+                "partitions that do not overlap",
+                f"partition {one.number} in the sectors {one.first} to {one.last}, "
+                f"partition {other.number} from {other.first}",
+            )
+
+
+def _partition(part: layout.Part) -> Partition:
     return Partition(
-        number=number,
-        name=name or f"partition-{number}",
-        type=str(uuid.UUID(bytes_le=kind)).upper(),
-        start_bytes=first * SECTOR_BYTES,
-        size_bytes=(last - first + 1) * SECTOR_BYTES,
+        number=part.number,
+        name=part.name.split("\0")[0] or f"partition-{part.number}",
+        type=str(uuid.UUID(bytes_le=part.type_guid)).upper(),
+        start_bytes=part.first * SECTOR_BYTES,
+        size_bytes=(part.last - part.first + 1) * SECTOR_BYTES,
     )
 
 
@@ -115,5 +113,6 @@ def _refusal(image: Path, expected: str, found: object) -> RequestError:
         f"the partition table of {image.name} is refused",
         expected=expected,
         found=str(found),
-        hint="a release is a whole disk with a GPT; make one with `sgdisk --mbrtogpt` or rebuild",
+        hint="a release is a whole disk with a GPT; `sgdisk --mbrtogpt` makes one, "
+        "`sgdisk --verify` says more of it",
     )

@@ -84,6 +84,60 @@ def test_truncated_image_is_refused(disk: Path) -> None:
         read_partitions(disk)
 
 
+def reseal(disk: Path, *, header: dict[int, int], entries: dict[int, int]) -> None:
+    """Write 64-bit numbers into header and entries (by place), with right checksums again."""
+    data = bytearray(disk.read_bytes())
+    for place, value in entries.items():
+        struct.pack_into("<Q", data, 1024 + place, value)
+    struct.pack_into("<I", data, 512 + 88, zlib.crc32(bytes(data[1024 : 1024 + 128 * 128])))
+    for place, value in header.items():
+        struct.pack_into("<Q", data, 512 + place, value)
+    struct.pack_into("<I", data, 512 + 16, 0)
+    struct.pack_into("<I", data, 512 + 16, zlib.crc32(bytes(data[512 : 512 + 92])))
+    disk.write_bytes(data)
+
+
+FIRST_OF_2, LAST_OF_2 = 128 + 32, 128 + 40
+
+
+@pytest.mark.parametrize(
+    ("header", "entries", "told"),
+    [
+        ({72: 1 << 54}, {}, "at sector 18014398509481984"),
+        ({72: 1 << 63}, {}, "at sector 9223372036854775808"),
+        ({72: 3}, {}, "at sector 3"),
+        ({80: 128 << 32 | 56}, {}, "56 entries"),
+        ({}, {LAST_OF_2: 5}, "sectors 4096 to 5"),
+        ({}, {FIRST_OF_2: 0}, "sectors 0 to 8191"),
+        ({40: 2}, {FIRST_OF_2: 33}, "sectors 33 to 8191"),
+        ({}, {FIRST_OF_2: 3000}, "partition 2 from 3000"),
+        ({}, {LAST_OF_2: 9000}, "partition 4 from 8192"),
+        ({48: 12000}, {}, "sectors 8192 to 12287"),
+        ({}, {FIRST_OF_2: 1 << 63, LAST_OF_2: (1 << 64) - 1}, "sectors 9223372036854775808"),
+        ({}, {127 * 128: 1, 127 * 128 + 32: 13000, 127 * 128 + 40: 13001}, "no place for CIDATA"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_the_agent_could_not_write_is_refused_though_the_checksums_are_right(
+    disk: Path, header: dict[int, int], entries: dict[int, int], told: str
+) -> None:
+    reseal(disk, header={}, entries={})
+    read_partitions(disk)
+    reseal(disk, header=header, entries=entries)
+    with pytest.raises(RequestError, match="the partition table of") as refused:
+        read_partitions(disk)
+    assert told in str(refused.value.found)
+    assert refused.value.expected
+
+
+def test_an_image_of_part_of_a_sector_is_refused(disk: Path) -> None:
+    with disk.open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(RequestError) as refused:
+        read_partitions(disk)
+    assert refused.value.found == f"{8 * MIB + 1} bytes"
+
+
 def test_absurd_entry_count_is_refused_though_the_checksum_is_right(disk: Path) -> None:
     data = bytearray(disk.read_bytes())
     struct.pack_into("<I", data, 512 + 80, 0xFFFFFFFF)

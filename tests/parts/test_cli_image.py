@@ -115,6 +115,8 @@ def test_an_image_needs_a_name_and_a_release_brings_its_own(site: Image, raw: Pa
         (["--expires-in", "soon"], "90d"),
         (["--expires-at", "tomorrow"], "2027-03-01"),
         (["--expires-at", "2001-01-01"], "expired already"),
+        (["--expires-at", "9999-12-31T23:59:59-12:00"], "2027-03-01"),
+        (["--expires-at", "0001-01-01T00:00:00+12:00"], "2027-03-01"),
         (["--expires-in", "9d", "--expires-at", "2099-01-01"], "the same"),
     ],
 )

@@ -141,11 +141,12 @@ def expiry(at: str | None, span: str | None, *, now: datetime) -> str | None:
 def _moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError as error:
+        # In UTC a date at either end of the calendar may be beyond it.
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
         raise RequestError(
             "--expires-at is not a date", expected="2027-03-01 or 2027-03-01T12:00:00Z", found=text
         ) from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _span(text: str) -> timedelta:

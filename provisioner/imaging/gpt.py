@@ -21,10 +21,17 @@ SECTOR_BYTES: Final = layout.SECTOR_BYTES
 _LAST_USABLE: Final = struct.Struct(f"<{SECTOR_BYTES + 48}xQ")
 
 LINUX_FILESYSTEM: Final = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
-# Discoverable Partitions Specification: root on x86-64 and on 64-bit ARM.
-LINUX_ROOTS: Final = frozenset(
-    {"4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709", "B921B045-1DF0-41C3-AF44-4C6F280D3FAE"}
-)
+# Discoverable Partitions Specification: the types of a root, and Debian's names of what it runs on.
+ROOT_ARCHITECTURES: Final = {
+    "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709": "amd64",
+    "B921B045-1DF0-41C3-AF44-4C6F280D3FAE": "arm64",
+    "69DAD710-2CE4-4E3C-B16C-21A1D49ABED3": "armhf",
+    "44479540-F297-41B2-9AF7-D131D5F0458A": "i386",
+    "77055800-792C-4F94-B39A-98C91B762BB6": "loong64",
+    "C31C45E6-3F39-412E-80FB-4809C4980599": "ppc64el",
+    "72EC70A6-CF74-40E6-BD49-4BDA08E8F224": "riscv64",
+    "5EEAD9A9-FE09-4A1E-A1D7-520D00531306": "s390x",
+}
 EFI_SYSTEM: Final = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
 BIOS_BOOT: Final = "21686148-6449-6E6F-744E-656564454649"
 
@@ -56,12 +63,18 @@ def read_partitions(image: Path) -> tuple[Partition, ...]:
 
 def root_partition(partitions: tuple[Partition, ...]) -> Partition | None:
     """Return the root partition, when the types leave no doubt which one it is."""
-    marked = [part for part in partitions if part.type in LINUX_ROOTS]
+    marked = [part for part in partitions if part.type in ROOT_ARCHITECTURES]
     plain = [part for part in partitions if part.type == LINUX_FILESYSTEM]
     for candidates in (marked, plain):
         if len(candidates) == 1:
             return candidates[0]
     return None
+
+
+def architectures_of(partitions: tuple[Partition, ...]) -> tuple[str, ...]:
+    """Return what the roots are for, sorted, as far as their types say so."""
+    types = {part.type for part in partitions}
+    return tuple(sorted(ROOT_ARCHITECTURES[one] for one in types & ROOT_ARCHITECTURES.keys()))
 
 
 def firmware_of(partitions: tuple[Partition, ...]) -> tuple[str, ...]:

@@ -33,7 +33,12 @@ from provisioner.imaging.build import BuiltImage
 from provisioner.imaging.foreign_packages import foreign_packages
 from provisioner.imaging.foreign_root import last_written_at, read_text
 from provisioner.imaging.foreign_spdx import foreign_spdx
-from provisioner.imaging.gpt import firmware_of, read_partitions, root_partition
+from provisioner.imaging.gpt import (
+    architectures_of,
+    firmware_of,
+    read_partitions,
+    root_partition,
+)
 from provisioner.imaging.qcow2 import Qcow2, judge
 from provisioner.imaging.rootfs import RELEASE_FILE
 from provisioner.imaging.sandbox import SOURCE, TARGET, Limits, run_in_sandbox
@@ -54,6 +59,8 @@ RELEASE_FILE_BYTES_MAX: Final = 64 * 1024
 SPACE_RESERVE_BYTES: Final = 256 * 1024 * 1024
 # Nobody made these from a recipe of ours.
 NO_RECIPE: Final = "0" * 64
+# The one that our ramdisks and boot files are for.
+ARCHITECTURE: Final = "amd64"
 # What Debian has for firmware with Secure Boot on; its own kernels are signed, too.
 SIGNED_BOOT_LOADERS: Final = frozenset({"shim-signed", "grub-efi-amd64-signed"})
 
@@ -91,7 +98,6 @@ class ImportRequest:
     format: str
     image: str
     version: str
-    architecture: str = "amd64"
     release_id: str | None = None
     firmware: tuple[str, ...] = ()
 
@@ -190,6 +196,7 @@ def _facts(
     request: ImportRequest, source: BufferedReader, raw: Path, now: datetime
 ) -> ReleaseFacts:
     partitions = read_partitions(raw)
+    _check_architecture(request, architectures_of(partitions))
     firmware = request.firmware or firmware_of(partitions)
     if not firmware:
         raise RequestError(
@@ -212,7 +219,7 @@ def _facts(
             status,
             image=request.image,
             version=request.version,
-            architecture=request.architecture,
+            architecture=ARCHITECTURE,
             release_id=release_id,
             # Not today: an import of the same file again must give the same.
             created_at=last_written_at(raw, root),
@@ -222,7 +229,7 @@ def _facts(
     return ReleaseFacts(
         image=request.image,
         version=request.version,
-        architecture=request.architecture,
+        architecture=ARCHITECTURE,
         firmware=firmware,
         release_id=release_id,
         packages=packages,
@@ -234,6 +241,16 @@ def _facts(
         log=_log(request, raw, record) + ("" if attachments else "no list of packages in SPDX\n"),
         record=record,
     )
+
+
+def _check_architecture(request: ImportRequest, found: tuple[str, ...]) -> None:
+    """Refuse an image whose root says that it runs on something else than we can boot."""
+    if found and ARCHITECTURE not in found:
+        raise RequestError(
+            f"{request.file.name} is for hosts of another architecture",
+            expected=f"a root for {ARCHITECTURE}, the only one that can be netbooted",
+            found=f"a root for {', '.join(found)}, by its partition type",
+        )
 
 
 def _record(request: ImportRequest, source: BufferedReader, now: datetime) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pytest
 
 from provisioner.errors import RequestError, Unavailable
 from provisioner.imaging.foreign_packages import PACKAGES_MAX, foreign_packages
-from provisioner.imaging.gpt import BIOS_BOOT, EFI_SYSTEM, LINUX_FILESYSTEM
+from provisioner.imaging.gpt import BIOS_BOOT, EFI_SYSTEM, LINUX_FILESYSTEM, ROOT_ARCHITECTURES
 from provisioner.imaging.importer import (
     RELEASE_FILE_BYTES_MAX,
     STATUS_BYTES_MAX,
@@ -41,6 +41,7 @@ def make_image(
     status: str = STATUS,
     status_bytes: int = 0,
     plain: bool = False,
+    root_type: str = LINUX_FILESYSTEM,
 ) -> Path:
     """Write a 16 MiB disk with a small ext4 root that holds release.json, unless release is
     None, and dpkg's status."""
@@ -56,7 +57,7 @@ def make_image(
     with path.open("wb") as disk:
         disk.truncate(16 * MIB)
     boot = f"start=2048, size=2048, type={boots_from}\n" if boots_from else ""
-    table = f"label: gpt\n{boot}start=4096, size=24576, type={LINUX_FILESYSTEM}\n"
+    table = f"label: gpt\n{boot}start=4096, size=24576, type={root_type}\n"
     command = ["sfdisk", "--quiet", "--no-tell-kernel", "--no-reread", str(path)]
     subprocess.run(command, input=table.encode(), check=True)
     options = ["-q", "-F", "-t", "ext4", "-E", f"offset={2 * MIB}", "-d", str(tree)]
@@ -387,6 +388,25 @@ def test_named_id_must_be_one(tmp_path: Path) -> None:
         imported_image(request(disk, release_id="x"), work=tmp_path, now=NOW),
     ):
         pass
+
+
+@pytest.mark.parametrize(("root_type", "architecture"), ROOT_ARCHITECTURES.items())
+def test_the_type_of_the_root_says_for_which_architecture_it_is(
+    tmp_path: Path, root_type: str, architecture: str
+) -> None:
+    disk = make_image(tmp_path / "disk.raw", release(), root_type=root_type)
+    if architecture == "amd64":
+        with imported_image(request(disk), work=tmp_path, now=NOW) as imported:
+            assert imported.facts.architecture == "amd64"
+            assert imported.facts.root_partition == 2
+        return
+    with (
+        pytest.raises(RequestError, match="another architecture") as refused,
+        imported_image(request(disk), work=tmp_path, now=NOW),
+    ):
+        pass
+    assert "amd64" in str(refused.value.expected)
+    assert architecture in str(refused.value.found)
 
 
 def test_image_that_no_firmware_starts_is_refused(tmp_path: Path) -> None:

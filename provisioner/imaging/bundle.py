@@ -20,7 +20,7 @@ import zstandard
 
 from provisioner.core.manifest import MANIFEST_BYTES_MAX, Manifest
 from provisioner.core.trust import SIGNATURES_BYTES_MAX, parse_signatures
-from provisioner.errors import NotFound, RequestError, TrustError, Unavailable
+from provisioner.errors import Conflict, NotFound, RequestError, TrustError, Unavailable
 from provisioner.imaging import signing
 from provisioner.imaging.archive import (
     ATTACHMENT_BYTES_MAX,
@@ -78,7 +78,8 @@ def import_release(
     """Take a release from a file into the archive, and return its manifest. Repeatable.
 
     Raises TrustError for a release that no key trusted here has signed, and for anything in
-    it that its manifest does not name; Conflict when that version is another release here;
+    it that its manifest does not name; Conflict when that version is another release here, with
+    other bytes or with the same;
     RequestError when the file is no such bundle. Nothing of it stays then. What stays when
     the registering breaks off, `registered` says.
     """
@@ -96,17 +97,31 @@ def import_release(
             )
         manifest = Manifest.parse(data)
         archive.require_space(source.stat().st_size, source.name)
-        published = published_as(archive, manifest)
+        published = _here_already(archive, manifest)
         files = {FIRST[0]: data, FIRST[1]: packed}
         stored_bytes = _take_chunks(archive, manifest, members, files, undo, progress)
         if published is None:
             files["manifest.json.zst"] = zstandard.ZstdCompressor(level=12).compress(data)
             archive.place(manifest, files, undo)
             published = archive.load(manifest.digest)
-        elif published.digest == manifest.digest:
+        else:
             # Somebody signed it elsewhere, and sends it back.
             archive.add_signatures(published, {key: signatures[key] for key in valid})
         registered(register, published, stored_bytes, undo)
+    return published
+
+
+def _here_already(archive: Archive, manifest: Manifest) -> Manifest | None:
+    """Return the bundle's release if it is in the archive. Raises Conflict for another one of
+    its name, also for one with the same bytes: what was asked for is this very release."""
+    published = published_as(archive, manifest)
+    if published is not None and published.digest != manifest.digest:
+        raise Conflict(
+            f"{manifest.name} was published here as well, as another release with the same bytes",
+            expected=f"release {manifest.digest}, which the bundle holds",
+            found=f"release {published.digest}",
+            hint="use the one that is here: it writes the same to a disk",
+        )
     return published
 
 

@@ -254,6 +254,22 @@ def test_a_bundle_of_an_untrusted_publisher_is_refused(tmp_path: Path, disk: Pat
     assert files_of(elsewhere) == set()
 
 
+def test_a_bundle_is_not_taken_for_another_release_with_the_same_bytes(
+    tmp_path: Path, disk: Path
+) -> None:
+    archive, elsewhere = an_archive(tmp_path / "archive"), an_archive(tmp_path / "elsewhere")
+    theirs = publish(archive, disk, OLD)
+    ours = publish(elsewhere, disk, replace(OLD, builder="another"))
+    assert ours.digest != theirs.digest
+    export_release(archive, theirs.digest, tmp_path / "bundle")
+    before = files_of(elsewhere)
+    with pytest.raises(Conflict, match="another release") as refused:
+        import_release(elsewhere, tmp_path / "bundle")
+    assert theirs.digest in str(refused.value.expected)
+    assert ours.digest in str(refused.value.found)
+    assert files_of(elsewhere) == before
+
+
 def test_a_bundle_that_was_signed_elsewhere_brings_the_signature_home(
     tmp_path: Path, disk: Path
 ) -> None:

@@ -39,7 +39,7 @@ from provisioner.core.trust import (
 )
 from provisioner.errors import Conflict, NotFound, RequestError, TrustError, Unavailable
 from provisioner.imaging import signing
-from provisioner.imaging.blobs import Blobs, FileBlobs
+from provisioner.imaging.blobs import Blobs, FileBlobs, Unreadable
 from provisioner.imaging.chunks import (
     read_chunk,
 )
@@ -162,7 +162,7 @@ class Archive:
         """Return every sound release, by image and time. `verify` tells of the others."""
         loaded = []
         for digest in self.digests():
-            with contextlib.suppress(TrustError, NotFound):
+            with contextlib.suppress(TrustError, NotFound, Unreadable):
                 loaded.append(self.load(digest))
         return sorted(loaded, key=lambda one: (one.image, one.built_at, one.version))
 
@@ -217,8 +217,8 @@ class Archive:
     def write_image(self, manifest: Manifest, target: Path, progress: Progress = silent) -> None:
         """Put the release together again as a new sparse raw image, checking every chunk.
 
-        Raises TrustError when a chunk is damaged, NotFound when one is missing;
-        target is then removed.
+        Raises TrustError when a chunk is damaged, NotFound when one is missing, Unavailable
+        when one cannot be read; target is then removed.
         """
         try:
             with target.open("xb") as disk:
@@ -227,7 +227,7 @@ class Archive:
                     disk.seek(index * manifest.chunk_bytes)
                     disk.write(data)
                     progress("writing", index * manifest.chunk_bytes, manifest.size_bytes)
-        except (TrustError, NotFound, OSError):
+        except (TrustError, NotFound, Unavailable, OSError):
             target.unlink(missing_ok=True)
             raise
 

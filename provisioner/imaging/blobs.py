@@ -18,6 +18,11 @@ from typing import Final, Protocol
 from provisioner.errors import NotFound, Unavailable
 
 INCOMING: Final = "incoming"
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Unreadable(Unavailable):
+    """One file of the archive cannot be read, while others may: a bad sector, perhaps."""
 
 
 class Blobs(Protocol):
@@ -35,7 +40,8 @@ class Blobs(Protocol):
     def write(self, name: str, data: bytes) -> None:
         """Keep a blob, durably when this returns, replacing one that is there as a whole.
 
-        Raises Unavailable when there is no space; the name is then as before.
+        Raises Unavailable when there is no space, or the disk does not take it; the name is
+        then as before.
         """
         ...
 
@@ -76,6 +82,12 @@ class FileBlobs:
                 return file.read(limit_bytes)
         except FileNotFoundError as error:
             raise NotFound(f"{name} is missing from {self.root}") from error
+        except OSError as error:
+            raise Unreadable(
+                f"{name} in {self.root} cannot be read",
+                found=error.strerror,
+                hint="is that disk well, and may this user read there?",
+            ) from error
 
     def write(self, name: str, data: bytes) -> None:
         target, incoming = self.path(name), self.root / INCOMING
@@ -90,8 +102,8 @@ class FileBlobs:
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+            if error.errno not in _FULL:
+                raise self._refused(f"{name} cannot be written", error) from error
             raise Unavailable(
                 f"the disk filled up while {name} was written to {self.root}",
                 hint="free some space and try again; nothing was left behind",
@@ -108,26 +120,46 @@ class FileBlobs:
             return self.path(name).stat().st_size
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise self._refused(f"{name} cannot be looked at", error) from error
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         above = len(str(self.root)) + 1
-        for folder, _, files in os.walk(self.path(prefix)):
+        # What cannot be listed must not pass for what is not there: others would be removed.
+        for folder, _, files in os.walk(self.path(prefix), onerror=self._not_listed):
             for file in files:
                 path = f"{folder}/{file}"
                 # What is deleted meanwhile was not there.
                 with contextlib.suppress(FileNotFoundError):
                     yield path[above:], os.stat(path).st_size
 
+    def _not_listed(self, error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise self._refused(f"{error.filename} cannot be listed", error) from error
+
     def delete(self, name: str) -> None:
         path = self.path(name)
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._refused(f"{name} cannot be removed", error) from error
         # Its folder goes with the last file in it; a writer that needs it makes it again.
         with contextlib.suppress(OSError):
             path.parent.rmdir()
 
     def free_bytes(self) -> int | None:
-        self.root.mkdir(parents=True, exist_ok=True)
-        return shutil.disk_usage(self.root).free
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            return shutil.disk_usage(self.root).free
+        except OSError as error:
+            raise self._refused("nothing can be written", error) from error
+
+    def _refused(self, what: str, error: OSError) -> Unavailable:
+        return Unavailable(
+            f"{what} in {self.root}",
+            found=error.strerror,
+            hint="is that disk well and mounted for writing, and may this user write there?",
+        )
 
     def clear_incoming(self) -> None:
         """Remove what killed writers left. Only for who knows that nobody writes now."""

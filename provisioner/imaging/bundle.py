@@ -79,11 +79,11 @@ def import_release(
 
     Raises TrustError for a release that no key trusted here has signed, and for anything in
     it that its manifest does not name; Conflict when that version is another release here, with
-    other bytes or with the same;
-    RequestError when the file is no such bundle. Nothing of it stays then. What stays when
-    the registering breaks off, `registered` says.
+    other bytes or with the same; RequestError when the file is no such bundle, Unavailable when
+    the archive takes nothing. Nothing of it stays then. What stays when the registering breaks
+    off, `registered` says.
     """
-    with archive.locked(), contextlib.ExitStack() as undo, _opened(source) as bundle:
+    with archive.locked(), contextlib.ExitStack() as undo, _opened(source) as (bundle, size_bytes):
         members = _members(bundle)
         data = _expect(members, FIRST[0], MANIFEST_BYTES_MAX)
         packed = _expect(members, FIRST[1], SIGNATURES_BYTES_MAX)
@@ -96,7 +96,7 @@ def import_release(
                 hint="trust its publisher's key first: provisioner image keys trust FILE",
             )
         manifest = Manifest.parse(data)
-        archive.require_space(source.stat().st_size, source.name)
+        archive.require_space(size_bytes, source.name)
         published = _here_already(archive, manifest)
         files = {FIRST[0]: data, FIRST[1]: packed}
         stored_bytes = _take_chunks(archive, manifest, members, files, undo, progress)
@@ -223,20 +223,37 @@ def _attachment(manifest: Manifest, name: str, content: IO[bytes], size: int) ->
     return packed
 
 
+class _Source(io.FileIO):
+    """The file as the tar reader reads it; only errors of its own are blamed on it."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        with _blamed_on(str(self.name)):
+            return super().read(size)
+
+
 @contextlib.contextmanager
-def _opened(source: Path) -> Iterator[tarfile.TarFile]:
-    """Open a bundle, and turn what the tar reader makes of other files into our error."""
+def _blamed_on(source: str) -> Iterator[None]:
     try:
-        with tarfile.open(source, mode="r|") as bundle:
-            yield bundle
+        yield
     except OSError as error:
         raise RequestError(f"{source} cannot be read", found=error.strerror) from error
-    except (tarfile.TarError, EOFError) as error:
-        raise RequestError(
-            f"{source.name} is not a whole release bundle",
-            expected="a file written by `provisioner image export`",
-            found=str(error),
-        ) from error
+
+
+@contextlib.contextmanager
+def _opened(source: Path) -> Iterator[tuple[tarfile.TarFile, int]]:
+    """Yield a bundle and its size; what the tar reader makes of other files is our error."""
+    with contextlib.ExitStack() as closing:
+        with _blamed_on(str(source)):
+            file = closing.enter_context(_Source(source))
+        try:
+            with tarfile.open(fileobj=file, mode="r|") as bundle:
+                yield bundle, os.fstat(file.fileno()).st_size
+        except (tarfile.TarError, EOFError) as error:
+            raise RequestError(
+                f"{source.name} is not a whole release bundle",
+                expected="a file written by `provisioner image export`",
+                found=str(error),
+            ) from error
 
 
 def _members(bundle: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes], int]]:

@@ -8,6 +8,7 @@ from typing import Final
 from provisioner.core.manifest import MANIFEST_BYTES_MAX, Manifest
 from provisioner.errors import NotFound, TrustError
 from provisioner.imaging.archive import MANIFEST, Archive, Progress, folder_of, silent
+from provisioner.imaging.blobs import Unreadable
 from provisioner.imaging.chunks import read_chunk
 
 PROBLEMS_MAX: Final = 100
@@ -29,7 +30,7 @@ def verify_release(archive: Archive, digest: str, progress: Progress = silent) -
     """
     try:
         manifest = archive.load(digest)
-    except (TrustError, NotFound, OSError) as error:
+    except (TrustError, NotFound, Unreadable) as error:
         return [Problem(digest, "manifest", _why(error))]
     found = [*_beside(archive, manifest)]
     done_bytes = 0
@@ -42,7 +43,7 @@ def verify_release(archive: Archive, digest: str, progress: Progress = silent) -
         seen.add(chunk)
         try:
             read_chunk(archive.blobs, chunk, manifest.chunk_length(index))
-        except (TrustError, NotFound, OSError) as error:
+        except (TrustError, NotFound, Unreadable) as error:
             found.append(Problem(manifest.name, f"chunk {index}", _why(error)))
             if len(found) >= PROBLEMS_MAX:
                 break
@@ -54,7 +55,7 @@ def _beside(archive: Archive, manifest: Manifest) -> list[Problem]:
     for name in sorted(manifest.attachments):
         try:
             archive.attachment(manifest, name)
-        except (TrustError, NotFound, OSError) as error:
+        except (TrustError, NotFound, Unreadable) as error:
             problems.append(Problem(manifest.name, name, _why(error)))
     # Hosts fetch this form; a damaged one costs them a second request.
     name = f"{MANIFEST}.zst"
@@ -62,12 +63,12 @@ def _beside(archive: Archive, manifest: Manifest) -> list[Problem]:
         packed = archive.unpacked(f"{folder_of(manifest.digest)}/{name}", MANIFEST_BYTES_MAX)
         if packed != manifest.to_bytes():
             problems.append(Problem(manifest.name, name, "other bytes than manifest.json"))
-    except (TrustError, NotFound, OSError) as error:
+    except (TrustError, NotFound, Unreadable) as error:
         problems.append(Problem(manifest.name, name, _why(error)))
     return problems
 
 
-def _why(error: TrustError | NotFound | OSError) -> str:
-    if isinstance(error, OSError):
-        return f"cannot be read: {error.strerror}"
+def _why(error: TrustError | NotFound | Unreadable) -> str:
+    if isinstance(error, Unreadable):
+        return f"cannot be read: {error.found}"
     return f"{error.message}: {error.found}" if error.found else error.message

@@ -13,7 +13,7 @@ import pytest
 
 from provisioner.core.model import Secret
 from provisioner.errors import ConfigError, NotFound, Unavailable
-from provisioner.imaging.blobs import INCOMING, Blobs, FileBlobs
+from provisioner.imaging.blobs import INCOMING, Blobs, FileBlobs, Unreadable
 from provisioner.imaging.s3_blobs import S3Blobs, S3Place
 from tests.parts.s3_server import make_bucket, s3_server
 
@@ -109,6 +109,63 @@ else:
 left = sorted(str(path) for path in Path(sys.argv[1]).rglob("*") if path.is_file())
 assert left == [sys.argv[1] + "/chunks/ab/fits"], left
 """
+
+
+def test_a_disk_that_went_read_only_is_told_with_the_archive_and_its_own_words(
+    tmp_path: Path,
+) -> None:
+    script = (
+        f"mount -t tmpfs none {tmp_path} && mkdir -p {tmp_path}/names/a && "
+        f"touch {tmp_path}/names/a/1 && mount -o remount,ro {tmp_path} && "
+        f"exec {sys.executable} -c '{_READ_ONLY}' {tmp_path}"
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "--map-root-user", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+_READ_ONLY = """
+import sys
+from pathlib import Path
+from provisioner.errors import Unavailable
+from provisioner.imaging.blobs import FileBlobs
+root = Path(sys.argv[1])
+blobs = FileBlobs(root)
+for change in (
+    lambda: blobs.write("names/a/1", b"x"),
+    lambda: blobs.delete("names/a/1"),
+    lambda: FileBlobs(root / "deeper").free_bytes(),
+):
+    try:
+        change()
+    except Unavailable as error:
+        assert str(root) in error.message and error.found == "Read-only file system", error
+        assert error.hint
+    else:
+        sys.exit("it was written")
+"""
+
+FAILS_AT_READING = Path("/proc/self/mem")  # its first page is nobody's: EIO
+
+
+def test_a_file_that_the_disk_does_not_give_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "chunks").mkdir()
+    (tmp_path / "chunks" / "bad").symlink_to(FAILS_AT_READING)
+    with pytest.raises(Unreadable, match=f"chunks/bad in {tmp_path}") as caught:
+        FileBlobs(tmp_path).read("chunks/bad", 10)
+    assert caught.value.found == "Input/output error"
+
+
+def test_a_folder_that_cannot_be_listed_does_not_pass_for_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "releases").symlink_to(tmp_path / "releases")
+    with pytest.raises(Unavailable, match="cannot be listed"):
+        list(FileBlobs(tmp_path).sizes("releases/"))
+    assert list(FileBlobs(tmp_path).sizes("chunks/")) == []
 
 
 def test_what_a_killed_writer_left_is_cleared(tmp_path: Path) -> None:

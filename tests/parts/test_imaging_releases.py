@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from provisioner.core.manifest import Manifest
 from provisioner.core.model import Secret
 from provisioner.core.trust import TrustPolicy
-from provisioner.errors import Conflict, NotFound, RequestError, TrustError
+from provisioner.errors import Conflict, NotFound, RequestError, TrustError, Unavailable
 from provisioner.imaging import signing
 from provisioner.imaging.archive import Archive, folder_of
 from provisioner.imaging.bundle import export_release, import_release
@@ -41,6 +41,7 @@ from tests.parts.test_imaging_archive import (
     publish,
     root_of,
 )
+from tests.parts.test_imaging_blobs import FAILS_AT_READING
 
 CORRUPTIONS = 100
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
@@ -298,6 +299,32 @@ def test_files_that_cannot_be_read_or_written_are_the_callers_matter(
     (tmp_path / "other").write_bytes(b"some other file")
     with pytest.raises(RequestError, match="not a whole release bundle"):
         import_release(archive, tmp_path / "other")
+
+
+def test_of_a_failed_import_the_disk_is_blamed_that_failed(tmp_path: Path, disk: Path) -> None:
+    archive = an_archive(tmp_path / "archive")
+    bundle = tmp_path / "bundle"
+    export_release(archive, publish(archive, disk, OLD).digest, bundle)
+    elsewhere = an_archive(tmp_path / "elsewhere")
+    with pytest.raises(RequestError, match=f"{FAILS_AT_READING} cannot be read"):
+        import_release(elsewhere, FAILS_AT_READING)
+    (tmp_path / "elsewhere" / "chunks").write_bytes(b"a file where a folder belongs")
+    with pytest.raises(Unavailable, match=f"in {tmp_path / 'elsewhere'}") as caught:
+        import_release(elsewhere, bundle)
+    assert "Not a directory" in str(caught.value.found)
+
+
+def test_a_chunk_on_a_bad_sector_is_a_problem_of_its_release(tmp_path: Path, disk: Path) -> None:
+    archive = an_archive(tmp_path / "archive")
+    manifest = publish(archive, disk, OLD)
+    index, digest = next(manifest.stored_chunks())
+    path = root_of(archive) / chunk_name(digest)
+    path.unlink()
+    path.symlink_to(FAILS_AT_READING)
+    found = verify_release(archive, manifest.digest)
+    assert [(one.what, one.found) for one in found] == [
+        (f"chunk {index}", "cannot be read: Input/output error")
+    ]
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -87,7 +87,7 @@ def account_of(site: Site, operation: Json) -> str:
     name = operation.get("host", "")
     lines = [f"--- {site.log_path('boot,tftp,dhcp,worker')}"]
     with contextlib.suppress(ProvisionerError, OSError):
-        lines += [f"--- console of {name}", site.lab.console(name)[-CONSOLE_TAIL:]]
+        lines += [f"--- console of {name}", spoken(site, name)[-CONSOLE_TAIL:]]
         lines += ["--- timeline", *timeline(site, name)[-EVENTS_TAIL:]]
     return "\n".join(lines)
 

@@ -146,7 +146,7 @@ class Tx(Protocol):
 
     # what the guard asks. Whoever starts an operation or moves the breaker locks it after
     # the host, so that no two starts overlook each other
-    def add_selection(self, selection: Selection) -> None: ...
+    def add_selection(self, selection: Selection) -> None: ...  # Conflict on a used id
     def selection(self, request_id: str) -> Selection | None: ...
     def loads(
         self, *, started_after: datetime, started_until: datetime, not_by: str

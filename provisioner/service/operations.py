@@ -35,7 +35,7 @@ from .requests import (
     profile_of,
 )
 from .seeds import LABELS, check_renders_for
-from .selections import select_hosts
+from .selections import Asked, made_before, select_hosts
 from .transitions import Transitions
 from .waiting import Waits
 
@@ -60,10 +60,17 @@ class Operations:
         self._new_id = new_id
 
     def request_deployment(
-        self, hosts: Sequence[str], release: str, *, options: Json, actor: str
+        self,
+        hosts: Sequence[str],
+        release: str,
+        *,
+        options: Json,
+        actor: str,
+        asked: Asked | None = None,
     ) -> list[Operation]:
         """Queue one deployment for each named host, all in one transaction or none. What waits
-        to follow a failed one is superseded.
+        to follow a failed one is superseded. What was `asked` before is not made again: its
+        operations are returned.
 
         A release named by a channel must have what that channel asks for. Raises
         RequestError for an empty or doubled selection, NotFound for unknown names, Conflict
@@ -72,18 +79,21 @@ class Operations:
         """
         check_selection(hosts)
         check_options(options)
-        ramdisk = self._newest_ramdisk()
         with self._store.read() as tx:
+            if made := made_before(tx, asked):
+                return made
             row, channel = find_release(tx, release), channel_in(release)
+        ramdisk = self._newest_ramdisk()
         check_standing(row)
         manifest = self._trusted(row.digest, channel)
         with self._store.begin() as tx:
+            if made := made_before(tx, asked):
+                return made
             row = _held(tx, manifest.digest)
             check_version_floor(manifest, version_floor(tx, row.image))
             check_standing(row)
-            made = []
             found = [host_named(tx, name) for name in hosts]
-            selected = select_hosts(tx, found, actor=actor, now=self._clock())
+            selected = select_hosts(tx, found, actor=actor, now=self._clock(), asked=asked)
             own = self._transitions.guard.service_hosts(tx)
             for host in found:
                 check_may_deploy(tx, host, row, own)
@@ -107,10 +117,16 @@ class Operations:
             return made
 
     def request_verification(
-        self, hosts: Sequence[str], release: str | None, *, actor: str
+        self,
+        hosts: Sequence[str],
+        release: str | None,
+        *,
+        actor: str,
+        asked: Asked | None = None,
     ) -> list[Operation]:
         """Queue for each named host a comparison of its disk with a release, by default with
-        the one it runs; all in one transaction or none. Nothing will be written.
+        the one it runs; all in one transaction or none. Nothing will be written. `asked` is
+        that of `request_deployment`.
 
         A release that is revoked, expired or below its image's minimum version may be
         compared with: where it still runs is worth knowing. Raises what a deployment raises
@@ -119,18 +135,22 @@ class Operations:
         maintenance, or not known to run a release when none is named.
         """
         check_selection(hosts)
-        ramdisk = self._newest_ramdisk()
         with self._store.read() as tx:
+            if made := made_before(tx, asked):
+                return made
             wanted = {name: _to_compare(tx, host_named(tx, name), release) for name in hosts}
+        ramdisk = self._newest_ramdisk()
         digests = sorted(set(wanted.values()))
         for digest in digests:
             self._archive.check_signed(digest)
         with self._store.begin() as tx:
+            if made := made_before(tx, asked):
+                return made
             # In one order, as whoever removes releases locks them.
             rows = {digest: _held(tx, digest) for digest in digests}
-            made = []
             found = {name: host_named(tx, name) for name in wanted}
-            selected = select_hosts(tx, list(found.values()), actor=actor, now=self._clock())
+            chosen, now = list(found.values()), self._clock()
+            selected = select_hosts(tx, chosen, actor=actor, now=now, asked=asked)
             own = self._transitions.guard.service_hosts(tx)
             for name, digest in wanted.items():
                 host = found[name]
@@ -147,13 +167,16 @@ class Operations:
                 made.append(queue(tx, host, operation))
             return made
 
-    def request_inspection(self, host: str, *, actor: str) -> Operation:
-        """Queue an inspection: netboot the host, take its inventory, return it to its disk."""
-        ramdisk = self._newest_ramdisk()
+    def request_inspection(self, host: str, *, actor: str, asked: Asked | None = None) -> Operation:
+        """Queue an inspection: netboot the host, take its inventory, return it to its disk.
+        `asked` is that of `request_deployment`."""
         with self._store.begin() as tx:
+            if made := made_before(tx, asked):
+                return made[0]
+            ramdisk = self._newest_ramdisk()
             found = host_named(tx, host)
             check_may_disturb(tx, found, "inspected", self._transitions.guard.service_hosts(tx))
-            pins = select_hosts(tx, [found], actor=actor, now=self._clock())
+            pins = select_hosts(tx, [found], actor=actor, now=self._clock(), asked=asked)
             pins["ramdisk"] = ramdisk
             operation = self._new(found, Kind.INSPECTION, None, pins, {}, actor)
             return queue(tx, found, operation)

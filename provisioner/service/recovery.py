@@ -29,7 +29,7 @@ from .follow_ups import RECOVERY, drop, facts_of, operations_of, taken
 from .queueing import NewId, new_operation, queue
 from .requests import check_can_be_proven
 from .seeds import LABELS, check_renders_for, labels_of
-from .selections import select_hosts
+from .selections import ASKED, select_hosts
 from .transitions import Transitions
 
 log = structlog.get_logger(__name__)
@@ -150,7 +150,8 @@ class Recovery:
         if decided.what is Next.RETRY:
             chain = chain_of(operation, self._transitions.policy)
             chain = Chain(decided.attempt, chain.attempts_max, Cause.RETRY, operation.id)
-            pins = {key: value for key, value in operation.pins.items() if key != "failed_before"}
+            once = ("failed_before", ASKED)
+            pins = {key: value for key, value in operation.pins.items() if key not in once}
             return {**pins, LABELS: dict(labels_of(operation, host)), **chain.pins()}
         source = _proof(tx, host, decided.release.digest) or operation
         return {

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Select, TextClause, bindparam, case, func,
 
 from ..core.fleet import Breaker, Failure, Load, Queued, Selection
 from ..core.model import FINAL, HostId, HostState, Kind, OperationId, Phase
+from ..errors import Conflict
 from .rows import breaker_of, selection_of, selection_row
 from .sql import Queries
 from .tables import IN_FLIGHT, breaker, hosts, operations, requests
@@ -30,7 +31,8 @@ class FleetQueries(Queries):
     def add_selection(self, selection: Selection) -> None:
         old = requests.c.requested_at <= selection.requested_at - REQUESTS_KEPT
         self._change(requests.delete().where(old))
-        self._add(requests, selection_row(selection))
+        taken = Conflict("this request is being carried out already", hint="ask again")
+        self._add(requests, selection_row(selection), taken)
 
     def selection(self, request_id: str) -> Selection | None:
         row = self._one(select(requests).where(requests.c.id == request_id))

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import httpx
 import pytest
@@ -182,6 +183,34 @@ def test_an_idempotency_key_carries_a_change_out_once(site: Site, url: str) -> N
     without = {"Authorization": headers["Authorization"]}
     busy = httpx.post(f"{url}/api/v1/deployments", json=body, headers=without, timeout=60)
     assert (busy.status_code, busy.json()["code"]) == (409, "conflict")
+
+
+@pytest.mark.parametrize("path", ["deployments", "verifications", "hosts/r1n1/inspect"])
+def test_what_was_started_is_not_started_again_when_its_reply_was_not_kept(
+    site: Site, url: str, path: str
+) -> None:
+    """Its sender got a 503 or nothing, and asks again: while it goes on, and when it is over."""
+    site.add_host()
+    body = {"hosts": ["r1n1"], "release": "tiny@1"} if "inspect" not in path else None
+    headers = {"Authorization": f"Bearer {token_for(site, 'operator')}", "Idempotency-Key": "k"}
+
+    def post(body: dict[str, Any] | None) -> httpx.Response:
+        tamper(site, "DELETE FROM replies")
+        return httpx.post(f"{url}/api/v1/{path}", json=body, headers=headers)
+
+    def id_in(answer: httpx.Response) -> str:
+        assert answer.status_code == 202, answer.text
+        found = answer.json()
+        return str(found["operations"][0]["id"] if "operations" in found else found["id"])
+
+    first = id_in(post(body))
+    assert id_in(post(body)) == first
+    if body is not None:
+        other = post({**body, "release": "tiny@2"})
+        assert (other.status_code, other.json()["code"]) == (400, "request")
+    site.operations.cancel(first, actor=ACTOR)
+    assert id_in(post(body)) == first
+    assert [one.id for one in site.operations.list("r1n1")] == [first]
 
 
 def test_a_key_belongs_to_its_caller(site: Site, url: str) -> None:

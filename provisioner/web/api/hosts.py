@@ -8,6 +8,7 @@ from flask import Response
 from provisioner.service.hosts import HostSpec
 
 from .auth import Verb, actor, needs
+from .idempotency import asked
 from .schemas import (
     BmcCheckOut,
     ConfirmIn,
@@ -195,7 +196,7 @@ def _changes(api: APIBlueprint, services: ApiServices) -> None:
     @needs(Verb.OPERATE)
     def inspect_host(name: str) -> Shown:
         """Netboot a host to take its inventory, and return it to its disk."""
-        operation = services.operations.request_inspection(name, actor=actor())
+        operation = services.operations.request_inspection(name, actor=actor(), asked=asked())
         return show_operation(services, operation)
 
 

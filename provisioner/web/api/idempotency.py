@@ -1,8 +1,9 @@
 """`Idempotency-Key`: a change that is sent twice is carried out once.
 
-The reply to a change is kept under the caller, the route and the key. A process that dies
-between the change and keeping its reply may carry it out again; the changes themselves
-refuse what has happened already (a busy host, a name in use).
+The reply to a change is kept under the caller, the route and the key, after the change. What
+starts operations keeps the key with them, in its own transaction, and knows itself again when no
+reply was kept: see `asked`. Another change may be carried out again then, if it does not refuse
+what has happened already (a name in use).
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from flask import Flask, Response, g, request
 
 from provisioner.core.contracts import Store
 from provisioner.errors import Conflict, RequestError, Unavailable
+from provisioner.service.selections import Asked
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +77,8 @@ def install_idempotency(app: Flask, store: Store) -> None:
                 with store.begin() as tx:
                     tx.remember(key, reply, datetime.now(UTC))
             except Unavailable as error:
-                # The change was made, and its caller may know; a repetition will not be one.
+                # The change was made, and its caller is told so. Repeated, what starts operations
+                # finds them; any other change is made once more, or refuses itself.
                 log.warning("reply not kept", why=error.message)
         return response
 
@@ -84,6 +87,13 @@ def install_idempotency(app: Flask, store: Store) -> None:
         lock = g.pop("idempotency_lock", None)
         if lock is not None:
             lock.release()
+
+
+def asked() -> Asked | None:
+    """Return by what a request is known again when no reply to it was kept; None when its
+    caller gave it no key."""
+    key = g.get("idempotency_key")
+    return Asked(f"rq_{key[:32]}", _request_digest()) if key is not None else None
 
 
 def _key() -> str | None:

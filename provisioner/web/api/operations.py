@@ -12,6 +12,7 @@ from flask import Response
 from provisioner.errors import RequestError, Unavailable
 
 from .auth import Verb, actor, needs
+from .idempotency import asked
 from .schemas import (
     PAGE_MAX,
     DeploymentIn,
@@ -49,6 +50,7 @@ def operation_routes(services: ApiServices, stopping: threading.Event) -> APIBlu
             json_data.release,
             options=json_data.options.model_dump(exclude_none=True),
             actor=actor(),
+            asked=asked(),
         )
         return {"operations": show_operations(services, requested)}
 
@@ -59,7 +61,7 @@ def operation_routes(services: ApiServices, stopping: threading.Event) -> APIBlu
     def request_verifications(json_data: VerificationIn) -> Shown:
         """Queue a comparison of every named host's disk with a release; nothing is written."""
         requested = operations.request_verification(
-            json_data.hosts, json_data.release, actor=actor()
+            json_data.hosts, json_data.release, actor=actor(), asked=asked()
         )
         return {"operations": show_operations(services, requested)}
 

@@ -389,6 +389,6 @@ def _way_out(operation: Operation, event: E) -> str | None:
     if event is not E.CANCEL or operation.is_final:
         return None
     return (
-        "the disk is being rewritten, so the old system is gone: let it finish. Should it "
-        "fail, it is redone by itself; when it has ended, you may reimage the host again"
+        "the disk is being rewritten, so the old system is gone: let it finish. What follows "
+        f"when it fails is said by: provisioner operation show {operation.id}"
     )

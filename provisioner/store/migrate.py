@@ -18,8 +18,9 @@ def upgrade(engine: Engine) -> None:
     """Run the migrations that are missing, in one transaction. Repeatable; of two processes
     that begin at once, one waits.
 
-    Raises ConfigError when the SQLite file cannot be made, Unavailable when the database
-    does not serve, such as on a full disk.
+    Raises ConfigError when the SQLite file cannot be made, and for a database that a newer
+    version has changed, to which nothing is done; Unavailable when the database does not
+    serve, such as on a full disk.
     """
     if engine.dialect.name == "sqlite":
         _create_file(Path(str(engine.url.database)))
@@ -44,8 +45,21 @@ def _migrate(connection: Connection) -> None:
     # Alembic takes a while to import, and only whoever opens a database needs it.
     from alembic import command
     from alembic.config import Config
+    from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
+    scripts = ScriptDirectory.from_config(config)
+    known = {script.revision for script in scripts.walk_revisions()}
+    newer = sorted(set(MigrationContext.configure(connection).get_current_heads()) - known)
+    if newer:
+        raise ConfigError(
+            "the database is newer than this version of provisioner",
+            expected=f"{scripts.get_current_head()} or older",
+            found=", ".join(newer),
+            hint="start the version that made it or a later one, or restore the backup from "
+            "before the upgrade",
+        )
     command.upgrade(config, "head")

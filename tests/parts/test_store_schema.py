@@ -47,6 +47,21 @@ def test_an_upgrade_can_be_repeated_and_loses_nothing(database_url: str) -> None
             assert tx.hosts() == [a_host()]
 
 
+def test_a_database_of_a_newer_version_is_refused_and_left_as_it_is(database_url: str) -> None:
+    engine = open_engine(database_url)
+    upgrade(engine)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(ConfigError, match="newer than this version of provisioner") as refused:
+        upgrade(engine)
+    assert refused.value.found == "9999"
+    assert "0007" in str(refused.value.expected)
+    assert "backup" in str(refused.value.hint)
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT * FROM alembic_version")).all() == [("9999",)]
+    engine.dispose()
+
+
 def test_channels_come_to_a_database_that_has_releases(database_url: str) -> None:
     """What the first version wrote stays as it was, and has no fate yet."""
     engine = open_engine(database_url)

@@ -111,9 +111,9 @@ class ReleasesByItself(Operations):
 class PermitsAlways(AgentSessions):
     """Asks nobody whether a write may be."""
 
-    def authorise(self, token: str, body: Json) -> Json:
+    def authorise(self, token: str, body: Json, source: str) -> Json:
         try:
-            return super().authorise(token, body)
+            return super().authorise(token, body, source)
         except TrustError:
             return PERMITTED
 
@@ -121,19 +121,19 @@ class PermitsAlways(AgentSessions):
 class SavesLater(AgentSessions):
     """Permits a write, and does not save that the host's release is gone from here on."""
 
-    def authorise(self, token: str, body: Json) -> Json:
+    def authorise(self, token: str, body: Json, source: str) -> Json:
         with self._store.read() as tx:
             agent = tx.agent_token(digest_of(token))
             if agent is not None and tx.host(agent.host_id).state is HostState.ACTIVE:
                 return PERMITTED
-        return super().authorise(token, body)
+        return super().authorise(token, body, source)
 
 
 class BelievesItsAgent(AgentSessions):
     """Takes the agent's last word for all that the new system has to prove."""
 
-    def done(self, token: str, body: Json) -> Json:
-        answer = super().done(token, body)
+    def done(self, token: str, body: Json, source: str) -> Json:
+        answer = super().done(token, body, source)
         with self._store.begin() as tx:
             for operation in tx.operations(phases=[Phase.BOOTING], release=body["release"]):
                 for event in (E.PHONED_HOME, E.SOAKED):
@@ -146,9 +146,9 @@ class BelievesItsAgent(AgentSessions):
 class GoesOnForEver(AgentSessions):
     """Tells every agent to go on, whatever became of its operation."""
 
-    def progress(self, token: str, body: Json) -> Json:
+    def progress(self, token: str, body: Json, source: str) -> Json:
         try:
-            return super().progress(token, body)
+            return super().progress(token, body, source)
         except ProvisionerError:
             return {"go_on": True}
 

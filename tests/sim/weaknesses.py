@@ -42,6 +42,7 @@ from provisioner.service.performer import Performer
 from provisioner.service.permissions import PERMISSION_S
 from provisioner.service.reconciliation import HostPlan, Reconciliation
 from provisioner.service.recovery import Recovery
+from provisioner.service.selections import Asked
 from provisioner.service.sightings import HighWater, Mark
 from provisioner.service.worker import Worker
 
@@ -89,23 +90,37 @@ class SelectsEverything(Operations):
     """Reads a selection as all hosts."""
 
     def request_deployment(
-        self, hosts: Sequence[str], release: str, *, options: Json, actor: str
+        self,
+        hosts: Sequence[str],
+        release: str,
+        *,
+        options: Json,
+        actor: str,
+        asked: Asked | None = None,
     ) -> list[Operation]:
         with self._store.read() as tx:
             every = [host.name for host in tx.hosts() if tx.open_operation(host.id) is None]
-        return super().request_deployment(every or hosts, release, options=options, actor=actor)
+        return super().request_deployment(
+            every or hosts, release, options=options, actor=actor, asked=asked
+        )
 
 
 class ReleasesByItself(Operations):
     """Lifts the quarantine of whoever is to be reimaged."""
 
     def request_deployment(
-        self, hosts: Sequence[str], release: str, *, options: Json, actor: str
+        self,
+        hosts: Sequence[str],
+        release: str,
+        *,
+        options: Json,
+        actor: str,
+        asked: Asked | None = None,
     ) -> list[Operation]:
         with self._store.begin() as tx:
             for name in hosts:
                 tx.save_host(replace(host_named(tx, name), quarantine_reason=None))
-        return super().request_deployment(hosts, release, options=options, actor=actor)
+        return super().request_deployment(hosts, release, options=options, actor=actor, asked=asked)
 
 
 class PermitsAlways(AgentSessions):

@@ -118,8 +118,8 @@ class Database:
     def _begin(self, connection: Connection) -> None:
         begin = connection.get_execution_options().get("sqlite_begin", "BEGIN IMMEDIATE")
         if self.is_down:
-            # No such statement: it fails in the driver, with the error of a database away.
-            connection.exec_driver_sql("BEGIN away")
+            # There can be no such file: it fails in the driver, as that of a database away does.
+            connection.exec_driver_sql("ATTACH '/dev/null/away' AS away")
         self._driver.execute(begin)
 
 

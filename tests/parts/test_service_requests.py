@@ -10,6 +10,7 @@ from provisioner.core.model import Firmware, Phase, Secret
 from provisioner.errors import Conflict, NotFound, ProvisionerError, RequestError
 from provisioner.service.hosts import HostSpec
 from provisioner.service.requests import HOSTS_PER_REQUEST_MAX
+from provisioner.service.selections import Asked, select_hosts
 from provisioner.service.tokens import NotAuthenticated
 from tests.parts.service_site import ACTOR, Site, mac, profile_document
 
@@ -276,3 +277,27 @@ def test_operations_are_listed_by_host_and_openness(site: Site) -> None:
     assert site.phase(second) is Phase.NETBOOTING
     with pytest.raises(NotFound):
         site.operations.show("op_none")
+
+
+def test_one_request_that_two_services_carry_out_at_once_selects_once(site: Site) -> None:
+    """Neither has seen what the other is about to save."""
+    host, asked = site.add_host(), Asked("rq_1", "d")
+    with site.store.begin() as tx:
+        pins = select_hosts(tx, [host], actor=ACTOR, now=site.clock(), asked=asked)
+    assert (pins["request"], pins["asked"]) == ("rq_1", "d")
+    with pytest.raises(Conflict, match="already"), site.store.begin() as tx:
+        select_hosts(tx, [host], actor=ACTOR, now=site.clock(), asked=asked)
+
+
+def test_a_request_whose_operations_are_gone_is_not_made_again(site: Site) -> None:
+    site.add_host()
+    asked = Asked("rq_1", "d")
+    (first,) = site.operations.request_deployment(
+        ["r1n1"], "tiny@1", options={}, actor=ACTOR, asked=asked
+    )
+    site.operations.cancel(first.id, actor=ACTOR)
+    site.hosts.delete("r1n1", actor=ACTOR)
+    site.add_host()
+    with pytest.raises(Conflict, match="not known any more"):
+        site.operations.request_deployment(["r1n1"], "tiny@1", options={}, actor=ACTOR, asked=asked)
+    assert site.operations.list("r1n1") == []

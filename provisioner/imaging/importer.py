@@ -61,6 +61,8 @@ SPACE_RESERVE_BYTES: Final = 256 * 1024 * 1024
 NO_RECIPE: Final = "0" * 64
 # The one that our ramdisks and boot files are for.
 ARCHITECTURE: Final = "amd64"
+# An image without a root that we can read says of no time when it was made.
+_UNKNOWN: Final = datetime.fromtimestamp(0, UTC)
 # What Debian has for firmware with Secure Boot on; its own kernels are signed, too.
 SIGNED_BOOT_LOADERS: Final = frozenset({"shim-signed", "grub-efi-amd64-signed"})
 
@@ -213,6 +215,8 @@ def _facts(
     packages = foreign_packages(status or "")
     if not request.firmware and "uefi" in firmware and packages.keys() >= SIGNED_BOOT_LOADERS:
         firmware = (*firmware, "secure-boot")
+    # The image's own date, and not today: to import the same file again gives the same release.
+    made_at = last_written_at(raw, root) if root else _UNKNOWN
     attachments = {}
     if root and status:
         spdx = foreign_spdx(
@@ -221,8 +225,7 @@ def _facts(
             version=request.version,
             architecture=ARCHITECTURE,
             release_id=release_id,
-            # Not today: an import of the same file again must give the same.
-            created_at=last_written_at(raw, root),
+            created_at=made_at,
         )
         attachments = {SPDX: spdx} if spdx else {}
     record = _record(request, source, now)
@@ -234,8 +237,9 @@ def _facts(
         release_id=release_id,
         packages=packages,
         recipe_digest=NO_RECIPE,
-        builder=f"provisioner {own_version()}, imported from {request.format}",
-        built_at=_written(now),
+        # Without our version, which is in the record: a newer one imports the same release.
+        builder=f"provisioner, imported from {request.format}",
+        built_at=_written(made_at),
         root_partition=root.number if root else None,
         attachments=attachments,
         log=_log(request, raw, record) + ("" if attachments else "no list of packages in SPDX\n"),
@@ -258,6 +262,7 @@ def _record(request: ImportRequest, source: BufferedReader, now: datetime) -> di
     source.seek(0)
     return {
         "imported_at": _written(now),
+        "imported_by": f"provisioner {own_version()}",
         "imported_from": {
             "file": request.file.name,
             "format": request.format,

@@ -236,6 +236,28 @@ def test_a_release_that_lost_its_manifest_is_a_problem_and_no_rubbish(
     assert site.json("gc") == []
 
 
+def test_a_removed_import_is_brought_back_by_the_same_file(site: Image, raw: Path) -> None:
+    site.config.write_text(site.config.read_text() + "\n[releases]\ngrace_s = 0\n")
+    site.publish(raw, "1")
+    first = standing(site, "tiny@1")
+    site.publish(make_raw(site.folder / "other.raw", b"two"), "2")
+    assert [one["name"] for one in site.json("gc", "--keep", "1")] == ["tiny@1"]
+    assert standing(site, "tiny@1") == (first[0], False)
+    site.publish(raw, "1")
+    assert standing(site, "tiny@1") == first
+    assert site.json("verify", "tiny@1") == []
+
+
+def standing(site: Image, name: str) -> tuple[str, bool]:
+    """Return the digest of a release, and whether it is there."""
+    service = build(load(site.config))
+    try:
+        row = service.releases.show(name)
+        return row.digest, row.removed_at is None
+    finally:
+        service.close()
+
+
 # --- signatures ---------------------------------------------------------------------------
 
 

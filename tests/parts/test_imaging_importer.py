@@ -8,6 +8,7 @@ import json
 import os
 import random
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from provisioner.imaging.importer import (
 )
 from provisioner.imaging.sandbox import SOURCE, TARGET, Limits, run_in_sandbox
 from provisioner.imaging.tools import ToolFailed
+from provisioner.own_identity import own_version
 
 MIB = 1024 * 1024
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -82,8 +84,21 @@ def test_raw_image_says_what_it_is(tmp_path: Path) -> None:
         assert imported.facts.packages == {"bash": "5.2"}
         assert imported.facts.firmware == ("bios",)
         assert imported.facts.root_partition == 2
-        assert imported.facts.built_at == "2026-11-23T12:00:00Z"
     assert disk.read_bytes() == before
+
+
+def test_whenever_a_file_is_imported_it_is_the_same_release(tmp_path: Path) -> None:
+    disk = make_image(tmp_path / "disk.raw", release())
+    written_s = int.from_bytes(disk.read_bytes()[2 * MIB + 1072 :][:4], "little")
+    found = []
+    for days in (0, 3):
+        now = NOW + timedelta(days=days)
+        with imported_image(request(disk), work=tmp_path / "work", now=now) as imported:
+            found.append(imported.facts)
+    assert found[0].built_at == f"{datetime.fromtimestamp(written_s, UTC):%FT%TZ}"
+    assert found[0].record["imported_at"] != found[1].record["imported_at"]
+    # The log and the record lie beside the manifest.
+    assert replace(found[0], log="", record={}) == replace(found[1], log="", record={})
 
 
 @pytest.mark.parametrize("names", [(), ("shim-signed",), ("shim-signed", "grub-efi-amd64-signed")])
@@ -106,6 +121,7 @@ def test_what_is_known_of_the_origin_is_recorded(tmp_path: Path) -> None:
     digest = hashlib.sha256(disk.read_bytes()).hexdigest()
     assert facts.record == {
         "imported_at": "2026-11-23T12:00:00Z",
+        "imported_by": f"provisioner {own_version()}",
         "imported_from": {
             "file": "disk.raw",
             "format": "raw",

@@ -8,14 +8,13 @@ Does not know the database. What makes releases is in `publish.py`, what gets ri
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,6 +38,7 @@ from provisioner.core.trust import (
 )
 from provisioner.errors import Conflict, NotFound, RequestError, TrustError, Unavailable
 from provisioner.imaging import signing
+from provisioner.imaging.archive_lock import LOCK_WAIT, lock_held
 from provisioner.imaging.blobs import Blobs, FileBlobs, Unreadable
 from provisioner.imaging.chunks import (
     read_chunk,
@@ -110,11 +110,13 @@ class Archive:
         lock_file: Path,
         *,
         space_reserve_bytes: int = SPACE_RESERVE_BYTES,
+        lock_wait: timedelta = LOCK_WAIT,
     ) -> None:
         self.blobs = blobs
         self.policy = policy
         self._lock_file = lock_file
         self._space_reserve_bytes = space_reserve_bytes
+        self._lock_wait = lock_wait
 
     def load(self, digest: str) -> Manifest:
         """Return the manifest of this release after checking signatures and digest.
@@ -245,18 +247,19 @@ class Archive:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock of whoever changes the archive. Raises Conflict when it is held."""
-        self._lock_file.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock_file.open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise Conflict(
-                    "another publisher is at work on this archive", hint="try again when it is done"
-                ) from error
+        """Hold the lock of whoever changes the archive, after waiting a little for others.
+
+        Raises Unavailable when somebody holds it longer than that.
+        """
+        with lock_held(self._lock_file, self._lock_wait):
             if isinstance(self.blobs, FileBlobs):
                 self.blobs.clear_incoming()
             yield
+
+    def wait_for_others(self) -> None:
+        """Raise Unavailable, as `locked` does, before work that could then not be published."""
+        with lock_held(self._lock_file, self._lock_wait):
+            pass
 
     def require_space(self, needed_bytes: int, what: str) -> None:
         """Raise Unavailable unless so much fits beside the reserve, where anybody can tell."""

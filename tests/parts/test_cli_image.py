@@ -2,6 +2,8 @@
 
 import json
 import subprocess
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,17 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from provisioner.cli.image.keeping import given_up
 from provisioner.cli.main import main
+from provisioner.cli.site import OpenSite
+from provisioner.errors import Unavailable
+from provisioner.imaging.archive import Archive
 from provisioner.imaging.blobs import FileBlobs
 from provisioner.imaging.chunks import chunk_name
 from provisioner.imaging.signing import create_signing_key, public_pem
 from provisioner.settings import load
 from provisioner.setup import Plan, initialise
-from provisioner.wiring import build
+from provisioner.wiring import ARCHIVE_LOCK, build
 
 MIB = 1024 * 1024
 ROOT_START = 2 * MIB
@@ -246,6 +252,27 @@ def test_a_removed_import_is_brought_back_by_the_same_file(site: Image, raw: Pat
     site.publish(raw, "1")
     assert standing(site, "tiny@1") == first
     assert site.json("verify", "tiny@1") == []
+
+
+def test_gc_that_finds_a_publisher_at_work_gives_up_nothing(site: Image, raw: Path) -> None:
+    site.config.write_text(site.config.read_text() + "\n[releases]\ngrace_s = 0\n")
+    site.publish(raw, "1")
+    site.publish(make_raw(site.folder / "other.raw", b"two"), "2")
+    settings = load(site.config)
+    service = build(settings)
+    own = service.archive
+    lock = site.folder / ARCHIVE_LOCK
+    impatient = Archive(own.blobs, own.policy, lock, lock_wait=timedelta(0))
+    try:
+        open_site = OpenSite(settings, replace(service, archive=impatient))
+        with own.locked(), pytest.raises(Unavailable, match="another publisher"):
+            given_up(open_site, 1)
+        assert standing(site, "tiny@1")[1]
+        rows, found = given_up(open_site, 1)
+        assert [row.digest for row in rows] == list(found.releases) != []
+    finally:
+        service.close()
+    assert not standing(site, "tiny@1")[1]
 
 
 def standing(site: Image, name: str) -> tuple[str, bool]:

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,8 @@ from provisioner.imaging.publish import Publisher, Register, unregistered
 KIB = 1024
 MIB = 1024 * KIB
 CHUNK = 64 * KIB
+LOCK_WAIT_S = 2.0
+WAIT_LIMIT_S = 60.0
 SIGNER = Ed25519PrivateKey.generate()
 
 FACTS = ReleaseFacts(
@@ -61,7 +65,11 @@ def an_archive(root: Path, *keys: Ed25519PrivateKey, reserve_bytes: int = 0) -> 
     """Return an archive of files that trusts these keys, or SIGNER."""
     trusted = tuple(signing.public_hex(key.public_key()) for key in keys or (SIGNER,))
     return Archive(
-        FileBlobs(root), TrustPolicy(trusted), root / "lock", space_reserve_bytes=reserve_bytes
+        FileBlobs(root),
+        TrustPolicy(trusted),
+        root / "lock",
+        space_reserve_bytes=reserve_bytes,
+        lock_wait=timedelta(seconds=LOCK_WAIT_S),
     )
 
 
@@ -253,8 +261,21 @@ def test_one_publisher_at_a_time(archive: Archive, disk: Path) -> None:
     def publish_inside(_: Manifest, __: int) -> None:
         publish(archive, disk, replace(FACTS, version="2"))
 
-    with pytest.raises(Conflict, match="another publisher"):
+    with pytest.raises(Unavailable, match="another publisher") as caught:
         publish(archive, disk, FACTS, publish_inside)
+    assert caught.value.exit_code == 3
+    with archive.locked(), pytest.raises(Unavailable, match="another publisher"):
+        archive.wait_for_others()
+
+
+def test_who_comes_second_waits_for_the_first(archive: Archive, disk: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with archive.locked():
+            second = pool.submit(publish, archive, disk)
+            with pytest.raises(TimeoutError):
+                second.result(LOCK_WAIT_S / 4)
+        published = second.result(WAIT_LIMIT_S)
+    assert archive.releases() == [published]
 
 
 def test_damaged_chunk_is_noticed_and_the_next_publisher_repairs_it(

@@ -223,7 +223,7 @@ def test_nothing_is_removed_while_somebody_publishes(tmp_path: Path, disk: Path)
     def collect_meanwhile(_: Manifest, __: int) -> None:
         collect(archive, set)
 
-    with pytest.raises(Conflict, match="another publisher"):
+    with pytest.raises(Unavailable, match="another publisher"):
         publish(archive, disk, OLD, collect_meanwhile)
 
 

@@ -126,6 +126,7 @@ def _publish(
     from provisioner.imaging.importer import imported_image
 
     publisher = site.publisher()
+    publisher.archive.wait_for_others()
     with imported_image(request, work=work, now=datetime.now(UTC)) as imported:
         stages.say(f"publishing {request.image}@{request.version}")
         return publisher.publish(imported.raw, bounds.added_to(imported.facts), stages.progress)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from provisioner.errors import RequestError, TrustError
 
 from ..output import output_option, show, size
-from ..site import ACTOR, config_option, opened
+from ..site import ACTOR, OpenSite, config_option, opened
 from ..stages import Stages
+
+if TYPE_CHECKING:
+    from provisioner.core.model import ReleaseRow
+    from provisioner.imaging.garbage import Collected
 
 
 @click.command()
@@ -79,17 +85,8 @@ def gc(keep: int | None, dry_run: bool, config: Path | None, output: str) -> Non
       provisioner image gc --dry-run
       provisioner image gc --keep 5
     """
-    from provisioner.imaging.garbage import collect
-
     with opened(config) as site:
-        releases = site.service.releases
-        if dry_run:
-            rows = releases.unused(keep_newest=keep)
-            going = {row.digest for row in rows}
-            found = collect(site.archive, lambda: releases.kept() - going, dry_run=True)
-        else:
-            rows = releases.remove_unused(actor=ACTOR, keep_newest=keep)
-            found = collect(site.archive, releases.kept)
+        rows, found = planned(site, keep) if dry_run else given_up(site, keep)
     names = {row.digest: row.name for row in rows}
     shown = [
         {"name": names.get(digest, "unregistered"), "digest": digest} for digest in found.releases
@@ -99,3 +96,28 @@ def gc(keep: int | None, dry_run: bool, config: Path | None, output: str) -> Non
     freed = f"{size(found.freed_bytes)} in {found.chunks} chunks"
     what = f"{_counted(len(shown), 'release')} and {freed}" if shown or found.chunks else "nothing"
     click.echo(f"{what} would go" if dry_run else f"removed {what}", err=True)
+
+
+def planned(site: OpenSite, keep: int | None) -> tuple[Sequence[ReleaseRow], Collected]:
+    """Return which releases would go, and what with them."""
+    from provisioner.imaging.garbage import collect
+
+    releases = site.service.releases
+    rows = releases.unused(keep_newest=keep)
+    going = {row.digest for row in rows}
+    return rows, collect(site.archive, lambda: releases.kept() - going, dry_run=True)
+
+
+def given_up(site: OpenSite, keep: int | None) -> tuple[Sequence[ReleaseRow], Collected]:
+    """Give up the releases that nothing refers to; return them, and what went with them."""
+    from provisioner.imaging.garbage import collect
+
+    releases = site.service.releases
+    rows: list[ReleaseRow] = []
+
+    def kept() -> set[str]:
+        # With the archive's lock held: who cannot remove the bytes gives up no release.
+        rows.extend(releases.remove_unused(actor=ACTOR, keep_newest=keep))
+        return releases.kept()
+
+    return rows, collect(site.archive, kept)

@@ -122,6 +122,7 @@ def _build(
         stages.progress("fetching", done_bytes, total_bytes)
 
     publisher = site.publisher()
+    publisher.archive.wait_for_others()
     with ExitStack() as open_:
         base = None
         if parent is None:

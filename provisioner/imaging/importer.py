@@ -42,7 +42,7 @@ from provisioner.imaging.gpt import (
 from provisioner.imaging.qcow2 import Qcow2, judge
 from provisioner.imaging.rootfs import RELEASE_FILE
 from provisioner.imaging.sandbox import SOURCE, TARGET, Limits, run_in_sandbox
-from provisioner.imaging.scratch import scratch_folder, told_when_full
+from provisioner.imaging.scratch import clear_leftovers, scratch_folder, told_when_full
 from provisioner.imaging.tools import ToolFailed
 from provisioner.own_identity import own_version
 
@@ -123,6 +123,8 @@ def imported_image(request: ImportRequest, *, work: Path, now: datetime) -> Iter
         raise RequestError(f"{request.file} is not a file")
     with _opened(request.file) as source, contextlib.ExitStack() as undo:
         if request.format == "raw":
+            # It needs no folder of its own, whose making would do this.
+            clear_leftovers(work)
             _refuse_other_formats(source)
             raw = request.file
         else:

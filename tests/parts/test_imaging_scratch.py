@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -10,15 +11,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from provisioner.imaging.build import space_bytes
+from provisioner.imaging.importer import imported_image
 from provisioner.imaging.recipe import find_recipe, load_recipe
 from provisioner.imaging.scratch import clear_leftovers, scratch_folder
 from provisioner.setup import Plan, initialise
+from tests.parts.test_cli_image import Image, make_raw
+from tests.parts.test_imaging_importer import make_image, release, request
 
 WAIT_LIMIT_S: Final = 180
 RECIPE: Final = """\
@@ -115,6 +120,34 @@ def test_what_a_killed_process_left_goes_and_what_goes_on_stays(tmp_path: Path) 
             assert (live / "closed" / "disk.raw").exists()
             assert own.is_dir()
     assert (tmp_path / "provisioner-work-of-mine.txt").exists()
+
+
+def test_what_a_killed_import_left_goes_with_the_next_of_any_format(tmp_path: Path) -> None:
+    place = tmp_path / "images"
+    with working(place, "import") as (process, killed):
+        process.kill()
+        process.wait()
+        assert (killed / "closed" / "disk.raw").exists()
+    disk = make_image(tmp_path / "disk.raw", release())
+    with imported_image(request(disk), work=place, now=datetime.now(UTC)):
+        assert not list(place.iterdir())
+
+
+def test_an_export_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
+    image = Image(tmp_path / "site")
+    image.publish(make_raw(tmp_path / "disk.raw", b"one"), "1")
+    # A chunk that never comes, so that the export does not come to its end.
+    chunk = next(path for path in (tmp_path / "site" / "chunks").rglob("*") if path.is_file())
+    chunk.unlink()
+    os.mkfifo(chunk)
+    out = tmp_path / "out"
+    out.mkdir()
+    command = ["-m", "provisioner", "image", "export", "tiny@1", str(out / "file")]
+    with started(*command, "--config", str(image.config)) as process:
+        wait_until(lambda: any(out.iterdir()), process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT_LIMIT_S) == 143
+    assert not list(out.iterdir())
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from provisioner.errors import RequestError
 from ..output import size
 from ..site import config_option, opened
 from ..stages import Stages
+from ..termination import ended_by_sigterm
 
 
 @click.command()
@@ -31,7 +32,7 @@ def export(release: str, file: Path, config: Path | None) -> None:
     from provisioner.imaging.bundle import export_release
 
     check_new_file(file)
-    with opened(config) as site, Stages() as stages:
+    with ended_by_sigterm(), opened(config) as site, Stages() as stages:
         digest = site.digest_of(release)
         manifest = export_release(site.archive, digest, file, stages.progress)
     click.echo(f"{manifest.name} is in {file} ({size(file.stat().st_size)})")

@@ -42,8 +42,8 @@ def collect(
     a kill in the middle leaves files, names and chunks of no release, which the next run removes.
     By whom a kept release is signed does not matter here.
 
-    Raises Conflict while somebody publishes, and when a release to keep is not in the archive
-    or cannot be read: what it needs is then not known, so nothing goes.
+    Raises Unavailable while somebody publishes, and Conflict when a release to keep is not in
+    the archive or cannot be read: what it needs is then not known, so nothing goes.
     """
     with archive.locked():
         kept = set(keep())

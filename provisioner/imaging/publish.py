@@ -75,9 +75,9 @@ class Publisher:
         The same image and version with the same bytes is the same release: it is registered
         again and returned as first published.
 
-        Raises Conflict when that version holds other bytes or another publisher is at
-        work, Unavailable when the space does not suffice. After a failure nothing of the
-        release is left behind, unless it may be registered all the same: see `registered`.
+        Raises Conflict when that version holds other bytes, Unavailable when another publisher
+        is at work or the space does not suffice. After a failure nothing of the release is left
+        behind, unless it may be registered all the same: see `registered`.
         """
         if raw.stat().st_size > IMAGE_BYTES_MAX:
             raise RequestError(

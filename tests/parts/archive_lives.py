@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from provisioner import wiring
+from provisioner.cli.image.keeping import given_up
+from provisioner.cli.site import OpenSite
 from provisioner.failpoints import ARMED, CONSENT, FIRED, TRACE, Failpoints
-from provisioner.imaging.garbage import collect
 from provisioner.settings import Settings, load
 from tests.parts.test_imaging_archive import FACTS
 
@@ -97,8 +98,7 @@ def _live(settings: Settings, words: list[str]) -> None:
             facts = replace(FACTS, version=words[2], release_id=words[2].rjust(32, "0"))
             wiring.publisher(settings, service, actor="test").publish(Path(words[1]), facts)
         else:
-            service.releases.remove_unused(actor="test", keep_newest=1)
-            collect(service.archive, service.releases.kept)
+            given_up(OpenSite(settings, service), 1)
         code = 0
     finally:
         if code:

@@ -42,7 +42,7 @@ signer = load_signing_key(settings.keys.folder / "release.key")
 publisher = Publisher(archive, [signer], wiring.registrar(service, actor="test"))
 for version in ("1", "2"):
     disk = make_disk(Path(sys.argv[2]), os.urandom(1024 * 1024))
-    publisher.publish(disk, replace(FACTS, version=version))
+    publisher.publish(disk, replace(FACTS, version=version, release_id=version.rjust(32, "0")))
 
 def fill():
     # Whole pages of the tmpfs: not one byte is left.

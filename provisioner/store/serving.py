@@ -19,8 +19,6 @@ _READ_ONLY: Final = ("25006", "0A000")
 # SQLite: IOERR, FULL and CANTOPEN (https://sqlite.org/rescode.html). On a full disk it is any
 # of them: the files beside the database cannot be made (IOERR, CANTOPEN) or grow (FULL).
 _SQLITE_DISK: Final = frozenset({10, 13, 14})
-# A statement that is wrong, or meets tables of another shape. The driver calls it operational.
-_SQLITE_ERROR: Final = 1
 _SQLITE_PRIMARY: Final = 0xFF
 
 
@@ -50,8 +48,6 @@ def _sqlite_code(error: DBAPIError) -> int | None:
 
 
 def _is_passing(error: DBAPIError) -> bool:
-    if _sqlite_code(error) == _SQLITE_ERROR:
-        return False
     if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
         return True
     return getattr(error.orig, "sqlstate", None) in (*_LOST_RACES, *_READ_ONLY)

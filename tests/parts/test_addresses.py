@@ -57,7 +57,9 @@ def test_the_pauses_are_long_enough_for_a_file_to_be_written(tmp_path: Path) -> 
     writer = threading.Thread(target=dnsmasq)
     writer.start()
     try:
-        in_one_of(attempt)  # a writer that stands still for long leaves a host at its disk
+        in_one_of(
+            attempt, tries=20
+        )  # a writer that stands still for long leaves a host at its disk
     finally:
         stop.set()
         writer.join()

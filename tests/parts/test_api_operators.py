@@ -36,10 +36,11 @@ from tests.parts.service_site import (
     tamper,
 )
 
+BMC = {"address": "127.0.1.1", "user": "admin", "password": BMC_PASSWORD}
 SPEC = {
     "name": "r1n1",
     "macs": [mac(1)],
-    "bmc": {"address": "127.0.1.1", "user": "admin", "password": BMC_PASSWORD},
+    "bmc": BMC,
     "profile": "web",
     "labels": {"rack": "r1"},
 }
@@ -84,7 +85,11 @@ def test_hosts_are_imported_all_or_none(client: Client) -> None:
     with pytest.raises(Conflict):
         client.import_hosts([SPEC, twin])
     assert client.hosts() == []
-    other = {**SPEC, "name": "r1n2", "macs": [mac(2)]}
+    same_bmc = {**SPEC, "name": "r1n2", "macs": [mac(2)]}
+    with pytest.raises(Conflict, match="that of r1n1"):
+        client.import_hosts([SPEC, same_bmc])
+    assert client.hosts() == []
+    other = {**same_bmc, "bmc": {**BMC, "address": "127.0.1.2"}}
     assert len(client.import_hosts([SPEC, other])) == 2
 
 

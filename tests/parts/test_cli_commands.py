@@ -47,11 +47,12 @@ def test_a_host_is_added_with_a_password_from_standard_input(cli: Cli, site: Sit
 
 def test_a_bmc_that_needs_no_password_is_warned_of(cli: Cli, site: Site) -> None:
     assert add(cli).stderr == ""
-    site.weak_bmcs["127.0.1.2"] = (WeakLogin.CIPHER_ZERO, WeakLogin.ANONYMOUS)
+    for address in ("127.0.1.2", "127.0.1.3"):
+        site.weak_bmcs[address] = (WeakLogin.CIPHER_ZERO, WeakLogin.ANONYMOUS)
     for done in (
         add(cli, 2),
         cli(
-            *("host", "change", "r1n1", "--bmc", "127.0.1.2", "--bmc-user", "admin"),
+            *("host", "change", "r1n1", "--bmc", "127.0.1.3", "--bmc-user", "admin"),
             *("--bmc-password-file", "-"),
             stdin=BMC_PASSWORD + "\n",
         ),

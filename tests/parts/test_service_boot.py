@@ -160,9 +160,12 @@ def test_an_unknown_host_is_inspected_and_appears_to_be_confirmed(site: Site) ->
     reason(site.ask(9))
     with pytest.raises(Conflict, match="nobody has confirmed it"):
         site.deploy(host.name)
-    confirmed = site.hosts.confirm(
-        host.name, new_name="r1n9", bmc=site.add_host(1).bmc, profile="web", actor=ACTOR
-    )
+    taken = site.add_host(1).bmc
+    assert taken is not None
+    with pytest.raises(Conflict, match="that of r1n1"):
+        site.hosts.confirm(host.name, new_name="r1n9", bmc=taken, profile="web", actor=ACTOR)
+    own = replace(taken, address="127.0.1.9")
+    confirmed = site.hosts.confirm(host.name, new_name="r1n9", bmc=own, profile="web", actor=ACTOR)
     assert confirmed.is_confirmed
     assert site.deploy("r1n9").generation == 2
     with pytest.raises(Conflict, match="already confirmed"):

@@ -56,7 +56,7 @@ def test_nothing_is_cancelled_after_the_first_write(site: Site, phase: Phase) ->
     before = site.at(operation)
     with pytest.raises(NotAllowed) as caught:
         site.operations.cancel(operation.id, actor=ACTOR)
-    assert "reimage" in (caught.value.hint or "")
+    assert f"provisioner operation show {operation.id}" in (caught.value.hint or "")
     assert site.at(operation) == before
 
 

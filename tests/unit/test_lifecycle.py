@@ -291,7 +291,7 @@ def test_an_operator_can_cancel_until_the_first_write_and_never_after(
         return
     with pytest.raises(NotAllowed) as caught:
         step(operation, E.CANCEL)
-    assert "reimage the host again" in (caught.value.hint or "")
+    assert f"provisioner operation show {operation.id}" in (caught.value.hint or "")
 
 
 def test_no_path_after_the_write_permission_cancels() -> None:

@@ -11,9 +11,10 @@ from ..site import config_option
 @config_option
 @click.option(
     "--only",
-    default="",
+    multiple=True,
     metavar="PARTS",
-    help="Run these parts only: api,boot,tftp,dhcp,worker. boot has the agent listener too.",
+    help="Run these parts only: api,boot,tftp,dhcp,worker. boot has the agent listener too. "
+    "May be repeated.",
 )
 @click.option(
     "--ready-file",
@@ -21,12 +22,12 @@ from ..site import config_option
     metavar="FILE",
     help="Written when all parts answer, with their addresses; removed at the end.",
 )
-def serve_command(config: Path | None, only: str, ready_file: Path | None) -> None:
+def serve_command(config: Path | None, only: tuple[str, ...], ready_file: Path | None) -> None:
     """Run the service.
 
     The configuration is checked whole before anything listens. SIGTERM stops it cleanly.
     """
     from .command import serve
 
-    parts = tuple(part.strip() for part in only.split(",") if part.strip())
+    parts = tuple(part.strip() for part in ",".join(only).split(",") if part.strip())
     serve(config, parts, ready_file)

@@ -37,9 +37,11 @@ PACKAGES: Final = (
 def cloud_init(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return a cloud-init to call."""
     folder = tmp_path_factory.mktemp("cloud-init")
-    subprocess.run(
-        ["apt-get", "download", "-qq", *PACKAGES], cwd=folder, check=True, capture_output=True
-    )
+    # With lists of its own: this machine may have none, or old ones.
+    (folder / "lists" / "partial").mkdir(parents=True)
+    apt = ["apt-get", "-qq", "-o", f"Dir::State::Lists={folder}/lists", "-o", "Dir::Cache="]
+    for words in (["update"], ["download", *PACKAGES]):
+        subprocess.run([*apt, *words], cwd=folder, check=True, capture_output=True)
     for package in folder.glob("*.deb"):
         subprocess.run(["dpkg-deb", "--extract", package, folder / "root"], check=True)
     library = folder / "root/usr/lib/python3/dist-packages"

@@ -3,7 +3,7 @@ targets."""
 
 import secrets
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +17,7 @@ from provisioner.cli.serve.command import bring_up_to_date
 from provisioner.cli.serve.registering import register
 from provisioner.core.contracts import Store
 from provisioner.core.guard import WriteRefused
-from provisioner.core.model import Operation, Phase
+from provisioner.core.model import Host, Operation, Phase
 from provisioner.core.own_host import OwnHost, OwnHostRefused, ServiceHost
 from provisioner.errors import ConfigError, NotFound
 from provisioner.own_identity import own_host
@@ -39,6 +39,16 @@ def cli(site: Site) -> Iterator[Cli]:
 
 def request(site: Site, *names: str) -> list[Operation]:
     return site.operations.request_deployment(names, "tiny@1", options={}, actor=ACTOR)
+
+
+def requests_for(site: Site, host: Host) -> list[Callable[[], object]]:
+    """Return all that can be asked for r1n1, by name and by id, alone and beside another host."""
+    return [
+        lambda: request(site, "r1n2", "r1n1"),
+        lambda: request(site, host.id),
+        lambda: site.operations.request_verification(["r1n1"], "tiny@1", actor=ACTOR),
+        lambda: site.operations.request_inspection("r1n1", actor=ACTOR),
+    ]
 
 
 # --- this service's ---------------------------------------------------------------------------
@@ -63,12 +73,7 @@ def test_public_the_services_own_host_is_never_a_target(site: Site, own: OwnHost
     site.worker.start_queued()
     assert site.phase(queued) is Phase.FAILED
     assert "the service runs on it" in (site.at(queued).error or {})["message"]
-    for ask in (
-        lambda: request(site, "r1n2", "r1n1"),
-        lambda: request(site, host.id),
-        lambda: site.operations.request_verification(["r1n1"], "tiny@1", actor=ACTOR),
-        lambda: site.operations.request_inspection("r1n1", actor=ACTOR),
-    ):
+    for ask in requests_for(site, host):
         with pytest.raises(OwnHostRefused) as caught:
             ask()
         assert caught.value.host == "r1n1"
@@ -147,12 +152,7 @@ def test_public_another_services_host_is_never_a_target_either(site: Site, found
     site.worker.start_queued()
     assert site.phase(queued) is Phase.FAILED
     assert "the service runs on it" in (site.at(queued).error or {})["message"]
-    for ask in (
-        lambda: request(site, "r1n2", "r1n1"),
-        lambda: request(site, host.id),
-        lambda: site.operations.request_verification(["r1n1"], "tiny@1", actor=ACTOR),
-        lambda: site.operations.request_inspection("r1n1", actor=ACTOR),
-    ):
+    for ask in requests_for(site, host):
         with pytest.raises(OwnHostRefused, match="the service two was started there") as caught:
             ask()
         assert caught.value.host == "r1n1"
